@@ -1,0 +1,516 @@
+"""The command line: parse, call, print.
+
+Commands import what they need when they run: `glann --help` doesn't wait for torch.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from glann import __version__
+from glann.errors import GlannError
+from glann.places import RUNS
+
+if TYPE_CHECKING:
+    from glann.recipes import Recipe
+
+COMMANDS = (
+    "recipes",
+    "train",
+    "train-glo",
+    "train-imle",
+    "sample",
+    "reconstruct",
+    "project",
+    "interpolate",
+    "inspect",
+)
+
+
+class Glann(click.Group):
+    """Lists commands in the order in which one needs them and prints errors without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what a user can mend becomes a message and exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except GlannError as error:
+            click.echo(f"Error: {error}", err=True)
+            # 130 is what a shell reports for a command that Ctrl-C ended.
+            ctx.exit(130 if type(error).__name__ == "Interrupted" else 2)
+        except MemoryError as error:
+            _out_of_memory(ctx, error)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
+                raise
+            _out_of_memory(ctx, error)
+
+
+def _out_of_memory(ctx: click.Context, error: Exception) -> NoReturn:
+    click.echo(
+        f"Error: out of memory ({str(error).splitlines()[0] if str(error) else 'no details'}); "
+        "try a smaller batch_size, fewer images (data.limit) or smaller ones (data.size). What "
+        "was saved is kept",
+        err=True,
+    )
+    ctx.exit(2)
+
+
+@click.group(
+    cls=Glann, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="glann")
+def main() -> None:
+    r"""Train image generators without an adversary, in two stages.
+
+    \b
+    Stage one (GLO) learns a generator and a code for each image.
+    Stage two (IMLE) learns to turn noise into such codes.
+
+    \b
+      glann sample digits -o out.png      sample a pipeline that ships with glann
+      glann train digits                  train both stages of a recipe (seconds)
+      glann sample runs/digits -n 100     sample what was trained
+      glann train folder --data photos/   your own images
+    """
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+)
+seed_option = click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the samples."
+)
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress.")
+data_option = click.option(
+    "--data",
+    type=click.Path(),
+    help="Where the images are: a folder or a file.  [default: $GLANN_DATA/SOURCE or data/SOURCE, "
+    "else fetched]",
+)
+recipe_options = _options(
+    click.option(
+        "--run", type=click.Path(path_type=Path), help="Run folder.  [default: runs/RECIPE]"
+    ),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="Change a setting, such as glo.epochs=5; may be repeated. `glann recipes --settings` "
+        "lists them all.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop."),
+    click.option("--restart", is_flag=True, help="Delete what is there of this stage; begin anew."),
+    quiet_option,
+    device_option,
+)
+vgg_option = click.option(
+    "--vgg-weights",
+    type=click.Path(),
+    help="File with VGG16's weights, for glo.loss=vgg.  [default: fetched]",
+)
+imle_options = _options(
+    click.option(
+        "--search",
+        type=click.Choice(["torch", "faiss"]),
+        help="Nearest-neighbour search: both find the same.  [default: as in the recipe]",
+    ),
+    click.option(
+        "--with-codes",
+        is_flag=True,
+        help="Save the training images' codes in the pipeline too, for `glann reconstruct`.",
+    ),
+)
+
+
+def output_option(default: str) -> Callable[[Any], Any]:
+    """`-o`, with a default name in the current folder."""
+    return click.option(
+        "-o",
+        "--output",
+        default=default,
+        show_default=True,
+        type=click.Path(path_type=Path),
+        help="x.png: a grid; x.npy or x.npz: the uint8 array; a name without an ending: a folder "
+        "of PNGs.",
+    )
+
+
+def _resolve(
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    vgg_weights: str | None = None,
+    search: str | None = None,
+) -> "Recipe":
+    from glann.recipes import load_recipe
+
+    extra = []
+    if vgg_weights:
+        extra.append(f"glo.vgg_weights={json.dumps(vgg_weights)}")
+    if search:
+        extra.append(f"imle.search={search}")
+    return load_recipe(recipe, [*overrides, *extra])
+
+
+# ---------------------------------------------------------------------- training
+
+
+@main.command("train")
+@click.argument("recipe")
+@data_option
+@vgg_option
+@imle_options
+@recipe_options
+def train(
+    recipe: str,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    restart: bool,
+    quiet: bool,
+    device: str,
+    data: str | None,
+    vgg_weights: str | None,
+    search: str | None,
+    with_codes: bool,
+) -> None:
+    """Both stages: from images to a saved pipeline.
+
+    RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of your own. The same command
+    resumes a run that was interrupted.
+    """
+    resolved = _resolve(recipe, overrides, vgg_weights, search)
+    if dry_run:
+        click.echo(resolved.to_toml(), nl=False)
+        return
+    from glann import runner
+
+    folder = run or RUNS / resolved.name
+    how: dict[str, Any] = {"device": device, "progress": not quiet, "say": click.echo}
+    runner.train_glo(resolved, folder, data=data, restart=restart, **how)
+    runner.train_imle(resolved, folder, with_codes=with_codes, **how)
+    click.echo(f"next      glann sample {folder}")
+
+
+@main.command("train-glo")
+@click.argument("recipe")
+@data_option
+@vgg_option
+@recipe_options
+def train_glo(
+    recipe: str,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    restart: bool,
+    quiet: bool,
+    device: str,
+    data: str | None,
+    vgg_weights: str | None,
+) -> None:
+    """Stage one: learn a generator and one code for each image.
+
+    RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of your own. The same command
+    resumes a run that was interrupted.
+    """
+    resolved = _resolve(recipe, overrides, vgg_weights)
+    if dry_run:
+        click.echo(resolved.to_toml(), nl=False)
+        return
+    from glann import runner
+
+    runner.train_glo(
+        resolved,
+        run or RUNS / resolved.name,
+        data=data,
+        device=device,
+        progress=not quiet,
+        restart=restart,
+        say=click.echo,
+    )
+    click.echo(f"next      glann train-imle {recipe}" + (f" --run {run}" if run else ""))
+
+
+@main.command("train-imle")
+@click.argument("recipe", required=False)
+@click.option(
+    "--codes",
+    type=click.Path(path_type=Path),
+    help="Stage two by itself: learn from this .npy file, float (n, code_dim), of any model.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="With --codes: the folder for what was learned.",
+)
+@imle_options
+@recipe_options
+def train_imle(
+    recipe: str | None,
+    codes: Path | None,
+    output: Path | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    restart: bool,
+    quiet: bool,
+    device: str,
+    search: str | None,
+    with_codes: bool,
+) -> None:
+    r"""Stage two: learn to sample the codes, and save the pipeline.
+
+    RECIPE as in train-glo, whose run it goes on with. Or, for codes from any other model:
+
+    \b
+      glann train-imle --codes codes.npy -o mapper/
+      glann sample mapper/ -n 1000 -o new-codes.npy
+    """
+    if (recipe is None) == (codes is None):
+        raise click.UsageError("give either a RECIPE or --codes FILE")
+    if (codes is None) != (output is None):
+        raise click.UsageError("--codes FILE and -o FOLDER go together")
+    resolved = _resolve(recipe, overrides, search=search)
+    if dry_run:
+        click.echo(resolved.to_toml(), nl=False)
+        return
+    from glann import runner
+
+    how: dict[str, Any] = {
+        "device": device,
+        "progress": not quiet,
+        "restart": restart,
+        "say": click.echo,
+    }
+    if codes is not None and output is not None:
+        runner.train_on_codes(resolved, codes, output, **how)
+        click.echo(f"next      glann sample {output} -n 1000 -o new-codes.npy")
+        return
+    folder = run or RUNS / resolved.name
+    runner.train_imle(resolved, folder, with_codes=with_codes, **how)
+    click.echo(f"next      glann sample {folder}")
+
+
+# ---------------------------------------------------------------------- using a pipeline
+
+
+@main.command()
+@click.argument("pipeline")
+@click.option("-n", "n", default=64, show_default=True, type=click.IntRange(1), help="How many.")
+@seed_option
+@click.option(
+    "--start",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Number of the first: sample 7 of a seed is always the same image.",
+)
+@click.option("--columns", type=click.IntRange(1), help="Columns of a grid.")
+@output_option("samples.png")
+@device_option
+def sample(
+    pipeline: str, n: int, seed: int, start: int, columns: int | None, output: Path, device: str
+) -> None:
+    """New images from a saved pipeline.
+
+    PIPELINE is a run's folder (runs/digits), a pipeline's folder, or the name of one that ships
+    with glann (digits). A folder of train-imle --codes gives new codes, -o x.npy.
+    """
+    from glann import images, storage
+    from glann.pipeline import GLANN, load_sampler
+
+    images.check_output(output)
+    if storage.holds(Path(pipeline), "sampler"):
+        if output.suffix != ".npy":
+            raise GlannError(
+                f"{pipeline} gives codes, not images; wanted -o x.npy, got -o {output}"
+            )
+        codes = load_sampler(pipeline).sample(n, seed, start)
+        click.echo(f"wrote {images.save_array(codes, output)}")
+        return
+    made = GLANN.load(pipeline, device).sample(n, seed, start)
+    click.echo(f"wrote {images.save_images(made, output, columns)}")
+
+
+@main.command()
+@click.argument("pipeline")
+@click.option("-n", "n", default=32, show_default=True, type=click.IntRange(1), help="The first n.")
+@click.option("--indices", help="Numbers of training images instead, such as 0,5,17.")
+@click.option(
+    "--originals/--no-originals",
+    default=True,
+    show_default=True,
+    help="Show each row of training images above its reconstructions.",
+)
+@data_option
+@output_option("reconstructions.png")
+@device_option
+def reconstruct(
+    pipeline: str,
+    n: int,
+    indices: str | None,
+    originals: bool,
+    data: str | None,
+    output: Path,
+    device: str,
+) -> None:
+    """Training images as the generator gives them from their codes.
+
+    PIPELINE is a run's folder, or a pipeline that was saved --with-codes.
+    """
+    from glann import images, runner
+
+    images.check_output(output)
+    loaded = runner.load_with_codes(pipeline, device)
+    assert loaded.codes is not None
+    chosen = _numbers(indices) if indices else list(range(min(n, len(loaded.codes))))
+    made = loaded.reconstruct(chosen)
+    columns = None
+    if originals:
+        real = runner.training_images(loaded, data).images[chosen]
+        error = (images.to_float(made) - images.to_float(real)).abs().mean()
+        click.echo(f"mean absolute error of a pixel: {float(error):.4f} (of 1)")
+        if output.suffix == ".png":
+            made, columns = images.interleave(real, made), min(8, len(chosen))
+    click.echo(f"wrote {images.save_images(made, output, columns)}")
+
+
+@main.command()
+@click.argument("pipeline")
+@click.argument("folder_or_file", type=click.Path(path_type=Path))
+@click.option("--steps", default=300, show_default=True, type=click.IntRange(1), help="Steps.")
+@click.option("--codes", type=click.Path(path_type=Path), help="Write the codes too: x.npy.")
+@output_option("projected.png")
+@device_option
+def project(
+    pipeline: str, folder_or_file: Path, steps: int, codes: Path | None, output: Path, device: str
+) -> None:
+    """Find codes for new images, by optimisation, and show how near they come.
+
+    FOLDER_OR_FILE holds images, or is one, or an array (.npy, .npz). They are scaled and cropped to
+    the pipeline's size.
+    """
+    from glann import images
+    from glann.data import read_images
+    from glann.pipeline import GLANN
+
+    images.check_output(output)
+    if codes is not None and codes.suffix != ".npy":
+        raise GlannError(f"--codes {codes}: wanted a name that ends in .npy")
+    loaded = GLANN.load(pipeline, device)
+    channels, *size = loaded.image_shape
+    given = read_images(folder_or_file, size=size, channels=channels)
+    found = loaded.project(given, steps=steps)
+    errors = found.errors
+    click.echo(
+        f"mean absolute error of a pixel over {len(given)} images: {float(errors.mean()):.4f} "
+        f"(of 1; best {float(errors.min()):.4f}, worst {float(errors.max()):.4f}, image "
+        f"{int(errors.argmax())})"
+    )
+    made, columns = found.images, None
+    if output.suffix == ".png":
+        made, columns = images.interleave(given, made), min(8, len(given))
+    click.echo(f"wrote {images.save_images(made, output, columns)}")
+    if codes is not None:
+        click.echo(f"wrote {images.save_array(found.codes, codes)}")
+
+
+@main.command()
+@click.argument("pipeline")
+@click.option("--pairs", default=8, show_default=True, type=click.IntRange(1), help="Rows.")
+@click.option("--between", help="Numbers of two samples instead, such as 3,7.")
+@click.option("--steps", default=10, show_default=True, type=click.IntRange(2), help="Columns.")
+@seed_option
+@output_option("interpolation.png")
+@device_option
+def interpolate(
+    pipeline: str,
+    pairs: int,
+    between: str | None,
+    steps: int,
+    seed: int,
+    output: Path,
+    device: str,
+) -> None:
+    """Images on the way from one sample to another, a row for each pair."""
+    from glann import images
+    from glann.pipeline import GLANN
+
+    images.check_output(output)
+    if between:
+        ends = _numbers(between)
+        if len(ends) != 2:
+            raise GlannError(f"--between {between}: wanted two numbers, such as 3,7")
+    else:
+        ends = list(range(2 * pairs))
+    loaded = GLANN.load(pipeline, device)
+    codes = loaded.sampler.sample(max(ends) + 1, seed)[ends]
+    made = loaded.interpolate(codes[0::2], codes[1::2], steps)
+    click.echo(f"wrote {images.save_images(made, output, columns=steps)}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise GlannError(
+            f"'{text}' was given; wanted numbers with commas, such as 0,5,17"
+        ) from error
+
+
+# ---------------------------------------------------------------------- looking
+
+
+@main.command()
+@click.argument("folder_or_name", metavar="FOLDER")
+def inspect(folder_or_name: str) -> None:
+    """What a run, a saved pipeline or a mapper is, and how far it has come."""
+    from glann.inspection import describe
+
+    for name, value in describe(folder_or_name):
+        click.echo(f"{name:14} {value}")
+
+
+@main.command()
+@click.option("--settings", is_flag=True, help="List every setting of a recipe instead.")
+def recipes(settings: bool) -> None:
+    """List the shipped recipes: what they are of and what to expect."""
+    if settings:
+        from glann.recipes import describe_settings
+
+        for name, default, help_text in describe_settings():
+            click.echo(f"{name:22} {default:14} {help_text}")
+        return
+    from glann.places import shipped_pipelines, shipped_recipes
+
+    trained = shipped_pipelines()
+    for name, path in shipped_recipes().items():
+        click.secho(name, bold=True, nl=False)
+        click.echo(
+            "  (a trained pipeline ships: glann sample " + name + ")" if name in trained else ""
+        )
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            click.echo("  " + line.removeprefix("#").strip())
+        click.echo("")

@@ -1,0 +1,31 @@
+"""Codes as they come from stage one, or from any other model."""
+
+import numpy as np
+import torch
+
+from glann.errors import GlannError
+
+
+def as_codes(array: object) -> torch.Tensor:
+    """Check that `array` is a table of codes and give it as a float32 CPU tensor `(n, code_dim)`.
+
+    Takes NumPy arrays and torch tensors of any real dtype; refuses numbers that are not finite.
+    """
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind not in "fiu":
+            raise GlannError(f"codes have dtype {array.dtype}; wanted numbers, such as float32")
+        array = torch.from_numpy(np.ascontiguousarray(array))
+    if not isinstance(array, torch.Tensor):
+        raise GlannError(f"codes are a {type(array).__name__}; wanted a NumPy array or a tensor")
+    if array.ndim != 2 or 0 in array.shape:
+        raise GlannError(f"codes have shape {tuple(array.shape)}; wanted (n, code_dim), not empty")
+    codes = array.detach().float().cpu().contiguous()
+    if not codes.isfinite().all():
+        bad = int((~codes.isfinite()).any(1).nonzero()[0])
+        raise GlannError(f"codes have numbers that are not finite, first in row {bad}")
+    return codes
+
+
+def on_sphere(codes: torch.Tensor) -> bool:
+    """Whether all codes have norm 1, to rounding."""
+    return bool(((codes.norm(dim=1) - 1).abs() < 1e-4).all())

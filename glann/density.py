@@ -1,0 +1,145 @@
+"""The prescribed models of codes: one Gaussian, and a mixture of Gaussians.
+
+Same contract as `IMLE`.  One Gaussian on the codes is what GLO does by itself (arXiv 1707.05776,
+section 4); a method that learns to sample has to beat the mixture to earn its place.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from glann.codes import as_codes, on_sphere
+from glann.errors import GlannError
+from glann.networks import to_sphere
+from glann.randomness import noise, permutation
+from glann.settings import as_dict, check, setting
+
+
+class _Gaussians:
+    """Σ_k w_k N(μ_k, L_k L_kᵀ), sampled from the same noise blocks as every other code sampler."""
+
+    weights_: torch.Tensor  # (components,), float64
+    means_: torch.Tensor  # (components, code_dim)
+    factors_: torch.Tensor  # (components, code_dim, code_dim), lower triangles
+    on_sphere_: bool
+
+    def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
+        """Codes number `start` to `start + n` of `seed`: float32 `(n, code_dim)` on the CPU."""
+        code_dim = self.means_.shape[1]
+        e = noise(seed, "sample", start, start + n, code_dim + 1).double()
+        # The last column picks the component: Φ(e) is uniform.
+        uniform = torch.special.ndtr(e[:, -1])
+        component = torch.searchsorted(self.weights_.cumsum(0), uniform)
+        component = component.clamp_max(len(self.weights_) - 1)
+        codes = torch.empty(n, code_dim, dtype=torch.float64)
+        for k in component.unique().tolist():
+            rows = component == k
+            codes[rows] = self.means_[k] + (
+                self.factors_[k] * e[rows, None, :-1]  # a product of rows, not a matrix product:
+            ).sum(2)  # its rounding doesn't depend on how many rows there are
+        return to_sphere(codes).float() if self.on_sphere_ else codes.float()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What `from_state` needs: (settings as JSON, tensors)."""
+        tensors = {"weights": self.weights_, "means": self.means_, "factors": self.factors_}
+        return {"settings": as_dict(self), "on_sphere": self.on_sphere_}, tensors
+
+    @classmethod
+    def from_state(cls, content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
+        """A fitted sampler from what `state` gave."""
+        sampler = cls(**content["settings"])
+        sampler.on_sphere_ = bool(content["on_sphere"])
+        for name in ("weights", "means", "factors"):
+            setattr(sampler, f"{name}_", tensors[name].double())
+        return sampler
+
+
+@dataclass(kw_only=True)
+class Gaussian(_Gaussians):
+    """One Gaussian with the codes' mean and covariance."""
+
+    def fit(
+        self,
+        codes: object,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        folder: str | Path | None = None,
+        progress: bool = False,
+    ) -> "Gaussian":
+        """Take mean and covariance of codes, float `(n, code_dim)`.
+
+        There is no training: `seed`, `device`, `folder` and `progress` are there for the contract.
+        """
+        codes = as_codes(codes)
+        if len(codes) < 2:
+            raise GlannError("a covariance needs at least 2 codes; 1 was given")
+        double = codes.double()
+        covariance = torch.from_numpy(np.atleast_2d(np.cov(double.numpy(), rowvar=False)))
+        self.weights_ = torch.ones(1, dtype=torch.float64)
+        self.means_ = double.mean(0, keepdim=True)
+        # Codes may lie in a subspace; eigenvalues of 0 are fine, Cholesky's factor is not.
+        values, vectors = torch.linalg.eigh(covariance)
+        self.factors_ = (vectors * values.clamp_min(0).sqrt()).unsqueeze(0)
+        self.on_sphere_ = on_sphere(codes)
+        return self
+
+
+@dataclass(kw_only=True)
+class Mixture(_Gaussians):
+    """scikit-learn's mixture of Gaussians with full covariances, fitted by EM."""
+
+    components: int = setting(100, "Gaussians in the mixture", minimum=1)
+    codes: int = setting(30_000, "codes that it is fitted to, at the most", minimum=2)
+    regularisation: float = setting(1e-6, "added to variances, as a share of theirs", minimum=0)
+    iterations: int = setting(100, "steps of EM, at the most", minimum=1)
+
+    def fit(
+        self,
+        codes: object,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        folder: str | Path | None = None,
+        progress: bool = False,
+    ) -> "Mixture":
+        """Fit the mixture to codes, float `(n, code_dim)`, on the CPU.
+
+        EM is not resumed: `device`, `folder` and `progress` are there for the contract.
+        """
+        check(self, "imle")
+        codes = as_codes(codes)
+        if len(codes) < self.components:
+            raise GlannError(
+                f"a mixture of imle.components = {self.components} needs at least as many codes; "
+                f"{len(codes)} were given"
+            )
+        chosen = codes[permutation(seed, "mixture", 0, len(codes))[: self.codes]].double().numpy()
+        mixture = GaussianMixture(
+            self.components,
+            covariance_type="full",
+            reg_covar=max(1e-12, self.regularisation * float(chosen.var(0).mean())),
+            max_iter=self.iterations,
+            random_state=seed % 2**32,
+        )
+        with warnings.catch_warnings():
+            # Stopping at max_iter is part of the setting, not news.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            try:
+                mixture.fit(chosen)
+            except ValueError as error:
+                raise GlannError(
+                    f"the mixture can't be fitted: {error}; try fewer imle.components or more "
+                    "imle.regularisation"
+                ) from error
+        self.weights_ = torch.from_numpy(mixture.weights_)
+        self.means_ = torch.from_numpy(mixture.means_)
+        self.factors_ = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_))
+        self.on_sphere_ = on_sphere(codes)
+        return self

@@ -1,0 +1,9 @@
+"""The one error that a user can mend."""
+
+
+class GlannError(Exception):
+    """Something given to glann is missing, damaged or out of range.
+
+    The message says what was given, what was wanted and what to do.  The command line prints it
+    without a traceback and exits with code 2.
+    """

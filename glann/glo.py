@@ -1,0 +1,238 @@
+"""Stage one, GLO: a generator and one code for each training image, learned together.
+
+Bojanowski, Joulin, Lopez-Paz & Szlam, "Optimizing the latent space of generative networks" (arXiv
+1707.05776), with the changes of GLANN (Hoshen, Li & Malik, arXiv 1812.08985, section 3.1).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from sklearn.decomposition import PCA
+
+from glann import images as pixels
+from glann.errors import GlannError
+from glann.losses import LOSSES, make_loss
+from glann.networks import Generator, evaluation_mode, to_ball, to_sphere
+from glann.randomness import generator as random_generator
+from glann.randomness import permutation, seeded
+from glann.settings import as_dict, check, setting
+from glann.storage import fingerprint
+from glann.training import (
+    SCHEDULES,
+    Batches,
+    Parts,
+    Training,
+    adam,
+    learning_rate,
+    load_optimiser_state,
+    optimiser_state,
+    pick_device,
+    set_learning_rate,
+)
+
+PCA_IMAGES = 10_000
+"""Images that the PCA of the codes' start is fitted to, at the most: more don't change it much."""
+
+SHOWN = 32
+"""Images whose reconstructions are shown while training."""
+
+
+@dataclass(kw_only=True)
+class GLO:
+    """Generative latent optimisation: min over G and z_i of Σ ℓ(G(z_i), x_i), ‖z_i‖ held.
+
+    After `fit`: `generator_`, a `Generator` in evaluation mode, and `codes_`, float32
+    `(n, code_dim)`, row i for image i; `seconds_`, the time that training took.
+    """
+
+    code_dim: int = setting(64, "numbers in a code", minimum=1, maximum=4096)
+    epochs: int = setting(50, "passes over the images", minimum=1)
+    batch_size: int = setting(128, "images in a step, at the most", minimum=2)
+    generator_lr: float = setting(1e-3, "Adam's learning rate of the generator", minimum=0)
+    code_lr: float = setting(1e-2, "Adam's learning rate of the codes", minimum=0)
+    schedule: str = setting("one-cycle", "how learning rates change", choices=SCHEDULES)
+    loss: str = setting("laplacian", "reconstruction loss", choices=LOSSES)
+    vgg_weights: str | None = setting(None, "file with VGG16's weights, for loss 'vgg'")
+    space: str = setting("sphere", "where codes are held", choices=("sphere", "ball"))
+    start: str = setting("pca", "where codes start", choices=("pca", "random"))
+    width: int = setting(64, "channels before the generator's last layer", minimum=4, maximum=512)
+    hidden: int = setting(1024, "units of the generator's first layer", minimum=8, maximum=8192)
+    batch_norm: bool = setting(True, "BatchNorm in the generator")
+
+    def fit(
+        self,
+        images: object,
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        folder: str | Path | None = None,
+        progress: bool = False,
+    ) -> "GLO":
+        """Learn generator and codes from images.
+
+        Args:
+            images: uint8 `(n, channels, height, width)`, a NumPy array or a tensor.
+            seed: of the starting weights and the order of the images.
+            device: "auto", "cpu", "cuda", …
+            folder: where checkpoint, log and pictures go; a second call with the same settings and
+                images resumes there, and on a CPU ends bit for bit as one that was never stopped.
+            progress: show progress on standard error.
+
+        Returns:
+            self.
+
+        Raises:
+            GlannError: a setting out of range, unfit images, a folder of another training, a loss
+                that is not finite; Interrupted after Ctrl-C, when there is a folder.
+        """
+        check(self, "glo")
+        images = pixels.as_images(images)
+        n, channels, height, width = images.shape
+        if not (8 <= height <= 256 and 8 <= width <= 256):
+            raise GlannError(f"images are {height}×{width}; wanted sides from 8 to 256")
+        batches = Batches(n, self.batch_size, self.epochs)
+        on_device = pick_device(device)
+        settings = as_dict(self)
+        settings.pop("vgg_weights")  # where a file lies is not part of what was trained
+        identity = {"settings": settings, "seed": seed, "data": fingerprint(images)}
+
+        with seeded(seed, "generator"):
+            generator = Generator(
+                code_dim=self.code_dim,
+                image_shape=(channels, height, width),
+                width=self.width,
+                hidden=self.hidden,
+                batch_norm=self.batch_norm,
+                on_sphere=self.space == "sphere",
+            )
+        with Training("glo", batches, folder, identity, progress) as training:
+            saved = training.resume()
+            if saved:
+                generator.load_state_dict(saved["generator"])
+            if not training.done:
+                codes = self._train(training, generator, images, saved, seed, on_device)
+                parts = {"generator": generator.state_dict(), "codes": {"codes": codes}}
+                training.save(parts, done=True, generator=generator.config)
+            elif saved:
+                codes = saved["codes"]["codes"]
+            self.seconds_ = training.elapsed
+        self.generator_ = generator.cpu().eval()
+        self.codes_ = codes.cpu()
+        return self
+
+    def _train(
+        self,
+        training: Training,
+        generator: Generator,
+        images: torch.Tensor,
+        saved: Parts | None,
+        seed: int,
+        device: torch.device,
+    ) -> torch.Tensor:
+        hold = to_sphere if self.space == "sphere" else to_ball
+        generator.to(device).train()
+        optimiser = adam(generator, self.generator_lr)
+        if saved:
+            codes = saved["codes"]["codes"].to(device)
+            code_adam = CodeAdam(codes, saved["code_adam"])
+            load_optimiser_state(optimiser, saved["optimiser"])
+        else:
+            codes = hold(self._starting_codes(images, seed)).to(device)
+            code_adam = CodeAdam(codes)
+        loss_of = make_loss(self.loss, (images.shape[2], images.shape[3]), device, self.vgg_weights)
+        steps = training.batches.steps
+
+        for step, rows in training.steps(seed):
+            lr = learning_rate(self.schedule, self.generator_lr, step, steps)
+            code_lr = learning_rate(self.schedule, self.code_lr, step, steps)
+            set_learning_rate(optimiser, lr)
+            target = pixels.to_float(images[rows].to(device))
+            rows = rows.to(device)
+            z = codes[rows].requires_grad_()
+
+            loss = loss_of(generator(z), target).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            # The mean divides each code's gradient by the batch; Adam doesn't mind.
+            visits = step // training.batches.per_epoch + 1
+            codes[rows] = hold(code_adam.step(codes, rows, z.grad, code_lr, visits))
+
+            training.record(loss, lr=lr)
+            if training.picture_due:
+                training.picture("reconstructions", _comparison(generator, codes, images))
+            if training.checkpoint_due:
+                training.save(
+                    {
+                        "generator": generator.state_dict(),
+                        "codes": {"codes": codes},
+                        "optimiser": optimiser_state(optimiser),
+                        "code_adam": code_adam.state(),
+                    }
+                )
+        return codes
+
+    def _starting_codes(self, images: torch.Tensor, seed: int) -> torch.Tensor:
+        """Codes before they are put on the sphere or into the ball: float32 `(n, code_dim)`."""
+        n = len(images)
+        # The authors' start; with PCA it fills the dimensions for which there are no components.
+        codes = torch.randn(n, self.code_dim, generator=random_generator(seed, "codes")) * 0.01
+        if self.start == "random":
+            return codes
+        flat = images.flatten(1)
+        chosen = permutation(seed, "pca", 0, n)[:PCA_IMAGES]
+        components = min(self.code_dim, len(chosen), flat.shape[1])
+        pca = PCA(components, svd_solver="randomized", random_state=seed % 2**32)
+        pca.fit(pixels.to_float(flat[chosen]).numpy())
+        for first in range(0, n, PCA_IMAGES):
+            part = pixels.to_float(flat[first : first + PCA_IMAGES]).numpy()
+            codes[first : first + PCA_IMAGES, :components] += torch.from_numpy(
+                pca.transform(part)
+            ).float()
+        return codes
+
+
+class CodeAdam:
+    """Adam for codes: a step touches only the batch's rows, moments and all.
+
+    Like `torch.optim.SparseAdam`, but it corrects the moments' bias by the visits that a code has
+    had (one an epoch) and not by the steps of the whole run.  A dense Adam would go on moving every
+    code by its old momentum at each of an epoch's steps, at a cost that grows with n.
+    """
+
+    BETA1, BETA2, EPSILON = 0.5, 0.999, 1e-8
+
+    def __init__(self, codes: torch.Tensor, state: dict[str, torch.Tensor] | None = None) -> None:
+        state = state or {"mean": torch.zeros_like(codes), "square": torch.zeros_like(codes)}
+        self.mean = state["mean"].to(codes.device)
+        self.square = state["square"].to(codes.device)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Both moments, float32 `(n, code_dim)`."""
+        return {"mean": self.mean, "square": self.square}
+
+    def step(
+        self,
+        codes: torch.Tensor,
+        rows: torch.Tensor,
+        gradient: torch.Tensor | None,
+        lr: float,
+        visits: int,
+    ) -> torch.Tensor:
+        """The moved codes of `rows`, `(len(rows), code_dim)`, after their visit number `visits`."""
+        assert gradient is not None
+        mean = self.mean[rows].lerp_(gradient, 1 - self.BETA1)
+        square = self.square[rows].lerp_(gradient.square(), 1 - self.BETA2)
+        self.mean[rows], self.square[rows] = mean, square
+        mean = mean / (1 - self.BETA1**visits)
+        square = square / (1 - self.BETA2**visits)
+        return codes[rows] - lr * mean / square.sqrt_().add_(self.EPSILON)
+
+
+def _comparison(generator: Generator, codes: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """One picture: rows of eight images, each above the row of their reconstructions."""
+    shown = images[:SHOWN]
+    with evaluation_mode(generator):
+        made = pixels.to_uint8(generator(codes[:SHOWN])).cpu()
+    return pixels.grid(pixels.interleave(shown, made), columns=min(8, len(shown)))

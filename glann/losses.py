@@ -1,0 +1,207 @@
+"""Reconstruction losses: how far an image is from the one that its code should give.
+
+Each takes two float batches in [0, 1], `(n, channels, height, width)`, and gives one loss for each
+image, float `(n,)`, so that the mean over a batch doesn't depend on how images are batched.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from glann.errors import GlannError
+from glann.images import pad
+
+LOSSES = ("laplacian", "l1", "vgg")
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def make_loss(
+    name: str,
+    image_size: tuple[int, int],
+    device: torch.device,
+    vgg_weights: str | None = None,
+) -> Loss:
+    """The loss called `name`, one of LOSSES, for images of (height, width), on `device`."""
+    if name == "l1":
+        return l1
+    if name == "laplacian":
+        return LaplacianPyramid(image_size).to(device)
+    if name == "vgg":
+        return Perceptual(load_vgg16(vgg_weights)).to(device)
+    raise GlannError(f"loss = {name!r} is unknown; wanted one of {', '.join(LOSSES)}")
+
+
+def l1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of the pixels of each image."""
+    return (output - target).abs().flatten(1).mean(1)
+
+
+def _blur_and_halve(size: int) -> torch.Tensor:
+    """The matrix that blurs `size` pixels by (1, 4, 6, 4, 1)/16 and keeps every second one.
+
+    Pixels beyond the edge are mirrored.  Burt & Adelson 1983, "The Laplacian pyramid as a compact
+    image code": REDUCE with a = 3/8.
+    """
+    rows = torch.arange(0, size, 2)
+    matrix = torch.zeros(len(rows), size)
+    for offset, weight in zip(range(-2, 3), (1, 4, 6, 4, 1), strict=True):
+        columns = (rows + offset).abs()
+        columns = torch.where(columns >= size, 2 * (size - 1) - columns, columns)
+        matrix[torch.arange(len(rows)), columns] += weight / 16
+    return matrix
+
+
+def _double(size: int) -> torch.Tensor:
+    """EXPAND of Burt & Adelson: from ceil(size / 2) pixels to `size`, rows that sum to 1."""
+    matrix = _blur_and_halve(size).T
+    return matrix / matrix.sum(1, keepdim=True)
+
+
+class LaplacianPyramid(nn.Module):
+    """Lap1 of GLO (Bojanowski et al., arXiv 1707.05776, section 3.2): Σ_j 2^{2j} |L^j x − L^j x′|₁.
+
+    Level j has 1/2^{2j} of the pixels, so that the weights make every level count alike: here each
+    level's mean is taken.  The last level is the small blurred image itself.
+
+    The pyramid is linear: it is built once, of the difference.  And it is separable: blurring is a
+    product with a small matrix from each side, which fits every size and is faster than
+    convolutions of one channel.
+    """
+
+    def __init__(self, image_size: tuple[int, int], smallest: int = 4) -> None:
+        super().__init__()
+        height, width = image_size
+        self.levels = 0
+        while min(height, width) >= 2 * smallest:
+            for axis, size in (("rows", height), ("columns", width)):
+                self.register_buffer(f"halve_{axis}_{self.levels}", _blur_and_halve(size))
+                self.register_buffer(f"double_{axis}_{self.levels}", _double(size))
+            height, width = (height + 1) // 2, (width + 1) // 2
+            self.levels += 1
+
+    def pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The levels of `(n, c, h, w)`, finest first; the last is what is left after blurring."""
+        levels = []
+        for j in range(self.levels):
+            halve_rows, halve_columns, double_rows, double_columns = (
+                self.get_buffer(f"{name}_{j}")
+                for name in ("halve_rows", "halve_columns", "double_rows", "double_columns")
+            )
+            smaller = halve_rows @ images @ halve_columns.T
+            levels.append(images - double_rows @ smaller @ double_columns.T)
+            images = smaller
+        return [*levels, images]
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Float `(n, c, h, w)` twice → float `(n,)`."""
+        levels = self.pyramid(output - target)
+        return torch.stack([level.abs().flatten(1).mean(1) for level in levels]).sum(0)
+
+
+VGG16_CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
+"""Configuration D of Simonyan & Zisserman (arXiv 1409.1556): 13 convolutions, 0 is max-pooling."""
+
+VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+
+
+def vgg16_features() -> nn.Sequential:
+    """VGG16's convolutions; layer numbers and names of weights as in torchvision's `features`."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for outputs in VGG16_CHANNELS:
+        if outputs:
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+            inputs = outputs
+        else:
+            layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
+
+
+def load_vgg16(weights: str | None = None) -> nn.Sequential:
+    """VGG16's convolutions with trained weights: from the file `weights`, or through torch.hub.
+
+    A file holds the state of torchvision's `vgg16` (`features.0.weight`, …), as `.pth` or
+    `.safetensors`.
+    """
+    network = vgg16_features()
+    state = _fetch_vgg16() if weights is None else _read_weights(Path(weights))
+    state = {key.removeprefix("features."): value for key, value in state.items()}
+    wanted = network.state_dict()
+    missing = [key for key, value in wanted.items() if _shape(state.get(key)) != value.shape]
+    if missing:
+        raise GlannError(
+            f"{weights or 'the file from torch.hub'} lacks weights of VGG16 of the right shape: "
+            f"features.{missing[0]} and {len(missing) - 1} more; wanted the state of torchvision's "
+            "vgg16"
+        )
+    network.load_state_dict({key: state[key] for key in wanted})
+    return network.requires_grad_(False).eval()
+
+
+def _shape(value: object) -> object:
+    return getattr(value, "shape", None)
+
+
+def _fetch_vgg16() -> dict[str, torch.Tensor]:
+    try:
+        return dict(torch.hub.load_state_dict_from_url(VGG16_URL, progress=True, weights_only=True))
+    except Exception as error:  # whatever torch.hub, urllib or the unpickler raise
+        raise GlannError(
+            f"loss = 'vgg' needs VGG16's weights, and they could not be fetched ({error}); give a "
+            "file with the state of torchvision's vgg16 (--vgg-weights FILE, or glo.vgg_weights), "
+            "or take loss = 'laplacian', which needs none"
+        ) from error
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise GlannError(
+            f"vgg_weights: {path} is not a file; wanted the state of torchvision's vgg16 "
+            "(vgg16-397923af.pth, or as .safetensors)"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # a damaged file raises almost anything
+        raise GlannError(f"vgg_weights: {path} can't be read as weights: {error}") from error
+
+
+class Perceptual(nn.Module):
+    """GLANN's loss (arXiv 1812.08985, section 3.1; the authors' code): L1 of pixels + L1 of VGG16.
+
+    Features are the outputs of layers 2, 7 and 12 of the stack.  As there, grey images are repeated
+    to RGB, small ones padded to 32×32, and pixels go in as 2x − 1.
+    """
+
+    def __init__(self, features: nn.Sequential, layers: Sequence[int] = (2, 7, 12)) -> None:
+        super().__init__()
+        self.features = features[: max(layers) + 1]
+        self.taps = frozenset(layers)
+
+    def activations(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Outputs of the tapped layers for float RGB images `(n, 3, h, w)`."""
+        outputs = []
+        for number, layer in enumerate(self.features.children()):
+            images = layer(images)
+            if number in self.taps:
+                outputs.append(images)
+        return outputs
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Float `(n, 1 or 3, h, w)` twice → float `(n,)`."""
+        height, width = output.shape[-2:]
+        # A multiple of 4 is halved twice without losing an edge.
+        size = max(32, height + -height % 4), max(32, width + -width % 4)
+        output, target = (
+            2 * pad(images, size).expand(-1, 3, -1, -1) - 1 for images in (output, target)
+        )
+        loss = l1(output, target)
+        for mine, theirs in zip(self.activations(output), self.activations(target), strict=True):
+            loss = loss + l1(mine, theirs)
+        return loss

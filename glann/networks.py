@@ -1,0 +1,152 @@
+"""The networks: generator (code → image) and mapper (noise → code)."""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from glann.images import crop
+
+
+@contextlib.contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Within it BatchNorm uses its running statistics; the mode that was comes back after."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(was_training)
+
+
+def to_sphere(codes: torch.Tensor) -> torch.Tensor:
+    """Scale each row of `(n, code_dim)` to norm 1."""
+    return codes / codes.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def to_ball(codes: torch.Tensor) -> torch.Tensor:
+    """Scale the rows of `(n, code_dim)` with a norm above 1 down to norm 1."""
+    return codes / codes.norm(dim=1, keepdim=True).clamp_min(1)
+
+
+class Generator(nn.Module):
+    """Code → image: two full layers, then transposed convolutions that double the size.
+
+    For 28×28 and 32×32 images with `width` 64 and `hidden` 1024 it is the network of GLANN (Hoshen,
+    Li & Malik 2019) and of InfoGAN before it: FC 1024 – FC 128·(s/4)² – deconv 64 – deconv, 4×4
+    kernels with stride 2, LeakyReLU .2, sigmoid.  Larger images get more doublings, so that the
+    first map of features is never much above 8×8.
+
+    Args:
+        code_dim: numbers in a code.
+        image_shape: (channels, height, width), each side from 8 to 256.  Sides that can't be
+            halved often enough are made larger and cropped.
+        width: channels before the last layer; each doubling before has twice as many, up to 512.
+        hidden: units of the first layer.
+        batch_norm: BatchNorm before each activation but the first.  The authors leave it out for
+            CIFAR-10.
+        on_sphere: codes are scaled to norm 1 first.
+    """
+
+    def __init__(
+        self,
+        code_dim: int,
+        image_shape: tuple[int, int, int],
+        width: int = 64,
+        hidden: int = 1024,
+        batch_norm: bool = True,
+        on_sphere: bool = True,
+    ) -> None:
+        super().__init__()
+        channels, height, width_of_image = image_shape
+        self.config: dict[str, Any] = {
+            "code_dim": code_dim,
+            "image_shape": list(image_shape),
+            "width": width,
+            "hidden": hidden,
+            "batch_norm": batch_norm,
+            "on_sphere": on_sphere,
+        }
+        self.image_shape = (channels, height, width_of_image)
+        self.on_sphere = on_sphere
+        doublings = max(2, math.ceil(math.log2(max(height, width_of_image) / 8)))
+        first_size = [math.ceil(side / 2**doublings) for side in (height, width_of_image)]
+        widths = [min(512, width * 2**i) for i in reversed(range(doublings))]
+
+        def norm(features: int, kind: type[nn.Module]) -> list[nn.Module]:
+            return [kind(features)] if batch_norm else []
+
+        features = widths[0] * first_size[0] * first_size[1]
+        layers: list[nn.Module] = [
+            nn.Linear(code_dim, hidden, bias=False),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, features, bias=not batch_norm),
+            *norm(features, nn.BatchNorm1d),
+            nn.LeakyReLU(0.2),
+            nn.Unflatten(1, (widths[0], *first_size)),
+        ]
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [
+                nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=not batch_norm),
+                *norm(outputs, nn.BatchNorm2d),
+                nn.LeakyReLU(0.2),
+            ]
+        layers += [nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1), nn.Sigmoid()]
+        self.layers = nn.Sequential(*layers)
+        for layer in self.layers:  # as the authors start it
+            if isinstance(layer, (nn.Linear, nn.ConvTranspose2d)):
+                nn.init.xavier_normal_(layer.weight, gain=math.sqrt(2))
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes `(n, code_dim)` → images, float `(n, channels, height, width)` in [0, 1]."""
+        images: torch.Tensor = self.layers(to_sphere(codes) if self.on_sphere else codes)
+        return crop(images, self.image_shape[1:])
+
+
+class Mapper(nn.Module):
+    """Noise → code: `depth` full layers of `width` with BatchNorm and ReLU, then a linear one.
+
+    The form is GLANN's (two layers of 128 there).  Codes on the unit sphere get outputs on it;
+    other codes get outputs around `mean` in units of `scale`, so that the learning rate doesn't
+    depend on the unit in which somebody's codes are written.
+
+    Args:
+        noise_dim: numbers in a noise vector.
+        code_dim: numbers in a code.
+        width: units of each hidden layer.
+        depth: number of hidden layers.
+        on_sphere: outputs are scaled to norm 1.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(
+        self, noise_dim: int, code_dim: int, width: int, depth: int, on_sphere: bool
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "noise_dim": noise_dim,
+            "code_dim": code_dim,
+            "width": width,
+            "depth": depth,
+            "on_sphere": on_sphere,
+        }
+        self.on_sphere = on_sphere
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            inputs = width if i else noise_dim
+            layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, code_dim))
+        self.register_buffer("mean", torch.zeros(code_dim))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        """Noise `(n, noise_dim)` → codes `(n, code_dim)`."""
+        codes: torch.Tensor = self.layers(noise)
+        return to_sphere(codes) if self.on_sphere else self.mean + self.scale * codes

@@ -1,0 +1,67 @@
+"""Where things are: shipped recipes and pipelines, run folders."""
+
+from pathlib import Path
+
+from glann.errors import GlannError
+from glann.settings import nearest_name
+from glann.storage import is_saved
+
+RUNS = Path("runs")
+"""Runs are written to runs/NAME under the current folder."""
+
+
+def shipped() -> Path:
+    """The folder of shipped recipes and pipelines: inside an installed package, or the checkout."""
+    package = Path(__file__).parent
+    inside = package / "pipelines"
+    return inside if inside.is_dir() else package.parent / "pipelines"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Shipped recipes by name."""
+    return {path.stem: path for path in sorted(shipped().glob("*.toml"))}
+
+
+def shipped_pipelines() -> dict[str, Path]:
+    """Shipped trained pipelines by name."""
+    return {path.name: path for path in sorted(shipped().glob("*")) if is_saved(path)}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe given by path, or of a shipped one by name."""
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise GlannError(f"there is no recipe file {path}")
+        return path
+    recipes = shipped_recipes()
+    if str(name) not in recipes:
+        raise GlannError(
+            f"there is no recipe '{name}'; {nearest_name(str(name), recipes)} (`glann recipes` "
+            "lists them; a file of your own is given by its path, ending in .toml)"
+        )
+    return recipes[str(name)]
+
+
+def find_pipeline(target: str | Path) -> Path:
+    """The folder of a saved pipeline: a pipeline's, a run's, or a shipped one by name."""
+    path = Path(target)
+    for folder in (path, path / "pipeline"):
+        if is_saved(folder):
+            return folder
+    pipelines = shipped_pipelines()
+    if str(target) in pipelines:
+        return pipelines[str(target)]
+    if path.is_dir():
+        raise GlannError(
+            f"{path} holds no saved pipeline (no manifest.json in it or in {path / 'pipeline'}); "
+            "train both stages first: `glann train RECIPE`"
+        )
+    trained = is_saved(RUNS / path / "pipeline")
+    hint = (
+        f"did you mean your run {RUNS / path}?"
+        if trained
+        else f"wanted a folder with a saved pipeline or a run, or a shipped one: "
+        f"{', '.join(pipelines) or 'none is installed'}"
+    )
+    raise GlannError(f"there is no pipeline '{target}'; {hint}")

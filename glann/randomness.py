@@ -1,0 +1,63 @@
+"""Randomness without hidden state: everything random follows from (seed, purpose, index).
+
+Nothing has to be saved to resume a run, and sample 7 of seed 3 is the same whatever else is drawn.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+
+from glann.errors import GlannError
+
+BLOCK = 1024
+"""Rows that `noise` draws from one generator.  Part of the meaning of a seed: never change it."""
+
+
+def _number(seed: int, purpose: str, index: int) -> int:
+    if seed < 0:
+        raise GlannError(f"seed = {seed} is negative; wanted 0 or more")
+    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # torch takes 63 bits
+
+
+def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
+    """A CPU `torch.Generator` that depends on (seed, purpose, index) alone.
+
+    Random numbers are always drawn on the CPU and then moved, so that they are the same on every
+    device.
+    """
+    return torch.Generator().manual_seed(_number(seed, purpose, index))
+
+
+def noise(seed: int, purpose: str, start: int, stop: int, dim: int) -> torch.Tensor:
+    """Rows `start` to `stop` of an endless matrix of N(0, 1): float32 `(stop - start, dim)`.
+
+    Drawn by whole blocks, so row 7 is the same whichever rows are asked for with it.
+    """
+    if stop <= start:
+        return torch.empty(0, dim, dtype=torch.float32)
+    first, last = start // BLOCK, (stop - 1) // BLOCK
+    blocks = [
+        torch.randn(BLOCK, dim, dtype=torch.float32, generator=generator(seed, purpose, block))
+        for block in range(first, last + 1)
+    ]
+    return torch.cat(blocks)[start - first * BLOCK : stop - first * BLOCK]
+
+
+def permutation(seed: int, purpose: str, index: int, n: int) -> torch.Tensor:
+    """A random order of n items, int64 `(n,)`: epoch `index`'s order of the images, say."""
+    return torch.randperm(n, generator=generator(seed, purpose, index))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Within it torch's global CPU generator starts from (seed, purpose); outside it is untouched.
+
+    For the starting weights of networks, which torch draws from its global generator.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it would also seed the GPUs' generators, and not give them back.
+        torch.default_generator.manual_seed(_number(seed, purpose, 0))
+        yield

@@ -1,0 +1,158 @@
+"""Recipes: a TOML file that says what a pipeline is, strict in every key.
+
+A recipe's sections are the settings of the classes that use them (`Data`, `GLO`, and `IMLE` or
+another code sampler), so a default is written down once.
+"""
+
+import dataclasses
+import json
+import tomllib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glann.data import Data
+from glann.errors import GlannError
+from glann.glo import GLO
+from glann.pipeline import CODE_SAMPLERS, sampler_name
+from glann.places import find_recipe
+from glann.settings import as_dict, check, check_value, nearest_name, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a pipeline is: data, both stages and the seed."""
+
+    name: str
+    seed: int = setting(0, "of everything random", minimum=0, maximum=2**63 - 1)
+    data: Data
+    glo: GLO
+    imle: Any  # an unfitted code sampler: IMLE, Gaussian or Mixture
+
+    def sections(self) -> dict[str, Any]:
+        """All settings as nested dicts, as in the TOML; those that are None are left out."""
+        imle = {"sampler": sampler_name(self.imle), **as_dict(self.imle)}
+        sections = {"data": as_dict(self.data), "glo": as_dict(self.glo), "imle": imle}
+        return {"seed": self.seed} | {
+            name: {key: value for key, value in section.items() if value is not None}
+            for name, section in sections.items()
+        }
+
+    def to_toml(self) -> str:
+        """The whole recipe, every default written out."""
+        lines = [f"seed = {self.seed}"]
+        for name, section in self.sections().items():
+            if isinstance(section, dict):
+                lines += ["", f"[{name}]"]
+                lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
+        return "\n".join(lines) + "\n"
+
+
+SECTIONS = ("data", "glo", "imle")
+
+
+def load_recipe(name_or_path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe (a shipped one's name, or a file) and check every key, type and range.
+
+    None is the recipe of all defaults.
+
+    `overrides` are texts `section.key=value` (or `seed=value`), the value as in TOML; text needs
+    no quotes.
+    """
+    name, content = "defaults", {}
+    if name_or_path is not None:
+        path = find_recipe(name_or_path)
+        name = path.stem
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise GlannError(f"{path} can't be read as a recipe: {error}") from error
+    for override in overrides:
+        _apply(content, override)
+    return make_recipe(name, content)
+
+
+def make_recipe(name: str, content: dict[str, Any]) -> Recipe:
+    """A checked recipe from nested dicts, as in a recipe's TOML."""
+    for key, value in content.items():
+        if key not in ("seed", *SECTIONS):
+            raise GlannError(
+                f"'{key}' is not a section of a recipe; " + nearest_name(key, ("seed", *SECTIONS))
+            )
+        if key != "seed" and not isinstance(value, dict):
+            raise GlannError(f"'{key}' is a section: write [{key}], then its settings below")
+    imle = dict(content.get("imle", {}))
+    sampler = imle.pop("sampler", "imle")
+    if sampler not in CODE_SAMPLERS:
+        raise GlannError(
+            f"imle.sampler = {sampler!r} is not a code sampler; "
+            + nearest_name(str(sampler), CODE_SAMPLERS)
+        )
+    recipe = Recipe(
+        name=name,
+        data=_section("data", Data, content.get("data", {})),
+        glo=_section("glo", GLO, content.get("glo", {})),
+        imle=_section("imle", CODE_SAMPLERS[sampler], imle, also=("sampler",)),
+    )
+    seed = content.get("seed", 0)
+    (field,) = (field for field in dataclasses.fields(Recipe) if field.name == "seed")
+    check_value("seed", seed, int, field)
+    return dataclasses.replace(recipe, seed=seed)
+
+
+def _section(
+    name: str, kind: type[Any], content: dict[str, Any], also: tuple[str, ...] = ()
+) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.metadata}
+    annotations = typing.get_type_hints(kind)
+    for key, value in content.items():
+        if key not in fields:
+            raise GlannError(
+                f"{name}.{key} is not a setting of {kind.__name__}; "
+                + nearest_name(key, [*fields, *also])
+            )
+        if annotations[key] is float and isinstance(value, int) and not isinstance(value, bool):
+            content = {**content, key: float(value)}  # 2 and 2.0 are one setting
+    settings = kind(**content)
+    check(settings, name)
+    return settings
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not equals or not (dot or section == "seed"):
+        raise GlannError(f"--set {override}: wanted SECTION.KEY=VALUE, such as glo.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # text without quotes
+    if not dot:
+        content[section] = value
+    elif isinstance(content.setdefault(section, {}), dict):
+        content[section][name] = value
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """Every setting of a recipe: (name, default as in TOML, help with range or choices)."""
+    rows = [("seed", "0", "of everything random")]
+    kinds = [("data", Data), ("glo", GLO)]
+    kinds += [("imle", kind) for kind in CODE_SAMPLERS.values()]
+    for section, kind in kinds:
+        if section == "imle":
+            label = next(name for name, other in CODE_SAMPLERS.items() if other is kind)
+            rows.append(("imle.sampler", json.dumps(label), f"{kind.__doc__}".splitlines()[0]))
+        default = kind()
+        for field in dataclasses.fields(kind):
+            limits = field.metadata
+            help_text = limits["help"]
+            if limits["choices"]:
+                help_text += f" ({', '.join(limits['choices'])})"
+            elif limits["maximum"] is not None:
+                help_text += f" ({limits['minimum']} to {limits['maximum']})"
+            value = getattr(default, field.name)
+            shown = "" if value is None else json.dumps(value)
+            rows.append((f"{section}.{field.name}", shown, help_text))
+    return rows

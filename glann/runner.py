@@ -1,0 +1,283 @@
+"""Carries out a recipe's stages in a run folder.  The same call resumes what was interrupted.
+
+runs/NAME/
+recipe.toml  environment.json  data.json    what ran, on what, on which images
+glo/  imle/                                 checkpoint or result, log.jsonl, pictures
+pipeline/                                   the saved pipeline
+samples.png  side-by-side.png               what came out
+"""
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from glann import storage
+from glann.codes import as_codes
+from glann.data import Data, Images, load
+from glann.density import Gaussian
+from glann.errors import GlannError
+from glann.glo import GLO
+from glann.images import save_grid, side_by_side, write_png
+from glann.networks import Generator
+from glann.pipeline import GLANN, sampler_name, save_sampler, versions
+from glann.places import find_pipeline
+from glann.recipes import SECTIONS, Recipe, load_recipe
+from glann.training import pick_device
+
+Say = Callable[[str], object]
+
+
+def train_glo(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    restart: bool = False,
+    say: Say = lambda text: None,
+) -> GLO:
+    """Stage one: learn generator and codes from the recipe's images, in `folder`/glo.
+
+    Args:
+        recipe: what to learn.
+        folder: the run folder.
+        data: where the images are, if not where the recipe or the defaults say.
+        device: "auto", "cpu", "cuda", …
+        progress: show progress on standard error.
+        restart: begin anew; what this run had learned is deleted.
+        say: called with a line of news for the user.
+    """
+    device = str(pick_device(device))
+    images = load(recipe.data, data)
+    if restart:
+        for stale in ("glo", "imle", "pipeline"):
+            shutil.rmtree(folder / stale, ignore_errors=True)
+        (folder / "recipe.toml").unlink(missing_ok=True)
+    _claim(folder, recipe)
+    n, channels, height, width = images.images.shape
+    say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
+    say(f"run       {folder} on {device}, seed {recipe.seed}")
+    storage.write_json(
+        folder / "data.json",
+        {
+            "source": images.source,
+            "place": images.place,
+            "shape": list(images.images.shape),
+            "labels": images.labels is not None,
+            "fingerprint": images.fingerprint,
+        },
+    )
+    _note_environment(folder, device)
+    glo = recipe.glo.fit(
+        images.images, seed=recipe.seed, device=device, folder=folder / "glo", progress=progress
+    )
+    pictures = sorted((folder / "glo").glob("reconstructions-*.png"))
+    say(f"stage one {glo.seconds_:.0f} s of training; codes {tuple(glo.codes_.shape)}")
+    if pictures:
+        say(f"look at   {pictures[-1]} (each row of images above its reconstructions)")
+    return glo
+
+
+def train_imle(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str = "auto",
+    progress: bool = True,
+    restart: bool = False,
+    with_codes: bool = False,
+    say: Say = lambda text: None,
+) -> GLANN:
+    """Stage two: learn to sample the codes of `folder`/glo, and save `folder`/pipeline.
+
+    Args as in `train_glo`; `with_codes` saves the training images' codes in the pipeline too.
+    """
+    device = str(pick_device(device))
+    generator, codes, stage_one = load_stage_one(folder, recipe.name)
+    if restart:
+        for stale in ("imle", "pipeline"):
+            shutil.rmtree(folder / stale, ignore_errors=True)
+    _claim(folder, recipe)
+    name = sampler_name(recipe.imle)
+    say(f"codes     {len(codes):,} of {codes.shape[1]} numbers, from {folder / 'glo'}")
+    _note_environment(folder, device)
+    sampler = recipe.imle.fit(
+        codes, seed=recipe.seed, device=device, folder=folder / "imle", progress=progress
+    )
+    seconds = getattr(sampler, "seconds_", 0.0)
+    info = {
+        "recipe": {"name": recipe.name, **recipe.sections()},
+        "data": storage.read_json(folder / "data.json"),
+        "seconds": {"glo": stage_one["seconds"], "imle": round(seconds, 3)},
+    }
+    pipeline = GLANN(generator, sampler, codes, info)
+    pipeline.save(folder / "pipeline", with_codes=with_codes)
+
+    gaussian = GLANN(generator, Gaussian().fit(codes))
+    chosen = torch.arange(min(64, len(codes)))
+    samples = pipeline.sample(64, recipe.seed)
+    save_grid(samples, folder / "samples.png", columns=8)
+    columns = {
+        "reconstructions": pipeline.reconstruct(chosen),
+        "one Gaussian on the codes": gaussian.sample(64, recipe.seed),
+        f"{name} samples": samples,
+    }
+    write_png(side_by_side(columns), folder / "side-by-side.png")
+    say(f"stage two {seconds:.0f} s of training ({name})")
+    say(f"pipeline  {folder / 'pipeline'}")
+    say(f"look at   {folder / 'samples.png'} and {folder / 'side-by-side.png'}")
+    return pipeline
+
+
+def train_on_codes(
+    recipe: Recipe,
+    codes: Path,
+    folder: Path,
+    *,
+    device: str = "auto",
+    progress: bool = True,
+    restart: bool = False,
+    say: Say = lambda text: None,
+) -> None:
+    """Stage two by itself, on codes from any model.
+
+    Args:
+        recipe: its `[imle]` section and its seed are used.
+        codes: a `.npy` file, float `(n, code_dim)`.
+        folder: what was learned is saved here, its training under `folder`/training.
+        device: "auto", "cpu", "cuda", …
+        progress: show progress on standard error.
+        restart: begin anew.
+        say: called with a line of news for the user.
+    """
+    device = str(pick_device(device))
+    array = read_codes(codes)
+    if restart:
+        shutil.rmtree(folder / "training", ignore_errors=True)
+    say(f"codes     {len(array):,} of {array.shape[1]} numbers, from {codes}")
+    sampler = recipe.imle.fit(
+        array, seed=recipe.seed, device=device, folder=folder / "training", progress=progress
+    )
+    save_sampler(sampler, folder)
+    say(f"mapper    {folder}")
+
+
+def read_codes(path: Path) -> torch.Tensor:
+    """Codes from a `.npy` file: float32 `(n, code_dim)`."""
+    try:
+        return as_codes(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise GlannError(
+            f"--codes {path} can't be read: {error}; wanted a .npy file, float (n, code_dim)"
+        ) from error
+
+
+def load_with_codes(target: str | Path, device: str) -> GLANN:
+    """A pipeline with its training images' codes: its own, or those of its run's stage one."""
+    pipeline = GLANN.load(target, device)
+    stage_one = find_pipeline(target).parent / "glo"
+    if pipeline.codes is None and storage.is_saved(stage_one):
+        generator, codes, _ = load_stage_one(stage_one.parent)
+        del generator  # the pipeline's own is the same
+        pipeline.codes = codes
+    if pipeline.codes is None:
+        raise GlannError(
+            f"{target} was saved without codes; give a run's folder, or save the pipeline with "
+            "codes (glann train-imle --with-codes)"
+        )
+    return pipeline
+
+
+def training_images(pipeline: GLANN, data: str | None = None) -> Images:
+    """The images that a pipeline was trained on, found again by its recipe.
+
+    Refused with a GlannError if they are not the same in the same order: codes belong to them.
+    """
+    try:
+        wanted = pipeline.info["data"]["fingerprint"]
+        section = Data(**pipeline.info["recipe"]["data"])
+    except (KeyError, TypeError) as error:
+        raise GlannError(
+            "this pipeline doesn't say which images it was trained on; use --no-originals"
+        ) from error
+    images = load(section, data)
+    if images.fingerprint != wanted:
+        raise GlannError(
+            f"the images from {images.place} are not those that this pipeline was trained on, or "
+            f"in another order (fingerprint {images.fingerprint[:12]}, wanted {wanted[:12]}); say "
+            "where they are with --data, or use --no-originals"
+        )
+    return images
+
+
+def load_stage_one(
+    folder: Path, recipe_name: str = "RECIPE"
+) -> tuple[Generator, torch.Tensor, dict[str, Any]]:
+    """What stage one left in a run folder: generator, codes float32 `(n, code_dim)`, manifest."""
+    stage = folder / "glo"
+    command = f"glann train-glo {recipe_name} --run {folder}"
+    if not storage.is_saved(stage):
+        raise GlannError(f"{folder} has no trained stage one; train it first: `{command}`")
+    manifest, parts = storage.load(stage, "glo")
+    if not manifest["done"]:
+        raise GlannError(
+            f"stage one of {folder} stopped at step {manifest['step']} of {manifest['steps']}; "
+            f"finish it first: `{command}`"
+        )
+    generator = Generator(**manifest["generator"])
+    generator.load_state_dict(parts["generator"])
+    return generator, parts["codes"]["codes"], manifest
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe into the run folder; refuse if the run has used another.
+
+    Stage two's settings may change until stage two begins: stage one doesn't depend on them.
+    """
+    path = folder / "recipe.toml"
+    began = any(storage.is_saved(folder / part) for part in ("imle", "pipeline"))
+    sections = SECTIONS if began else ("data", "glo")
+    if path.is_file():
+        there, wanted = load_recipe(path).sections(), recipe.sections()
+        for section in sections:
+            for key in {**there[section], **wanted[section]}:
+                then, now = there[section].get(key), wanted[section].get(key)
+                if then != now and (section, key) != ("glo", "vgg_weights"):
+                    _refuse(folder, f"{section}.{key} = {then!r}, now {now!r}")
+        if there["seed"] != wanted["seed"]:
+            _refuse(folder, f"seed = {there['seed']}, now {wanted['seed']}")
+    storage.write_text(path, recipe.to_toml())
+
+
+def _refuse(folder: Path, difference: str) -> None:
+    raise GlannError(
+        f"{folder} is a run of another recipe: it has {difference}. Use the same settings to go "
+        "on, --run FOLDER for a run of its own, or --restart to begin this stage anew"
+    )
+
+
+def _note_environment(folder: Path, device: str) -> None:
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    storage.write_json(
+        folder / "environment.json",
+        {
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": versions(),
+            "platform": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": device,
+            "gpu": gpu,
+        },
+    )

@@ -1,0 +1,426 @@
+"""What every training loop shares: batches, schedule, progress, log, checkpoint, resume.
+
+A method owns its loop and its step; this module counts, logs and saves:
+
+    with Training("glo", batches, folder, identity, progress) as training:
+        saved = training.resume()             # None at the start
+        for step, rows in training.steps(seed):
+            ...                               # the method's own step
+            training.record(loss, lr=lr)
+            if training.checkpoint_due:
+                training.save({"generator": generator.state_dict(), ...})
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from glann import storage
+from glann.errors import GlannError
+from glann.images import write_png
+from glann.randomness import permutation
+
+CHECKPOINT_SECONDS = 60.0
+"""Time between checkpoints.  What a run ends with doesn't depend on when they are written."""
+
+LOG_STEPS = 100
+"""Steps between two lines of the log, at the most."""
+
+PICTURES = 10
+"""Progress pictures of a run, about."""
+
+SCHEDULES = ("one-cycle", "cosine", "halving", "constant")
+
+Parts = dict[str, dict[str, torch.Tensor]]
+
+
+class Interrupted(GlannError):
+    """Training was stopped by Ctrl-C or a signal, after saving."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        available = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if torch.backends.mps.is_available():
+            available.append("mps")
+        raise GlannError(
+            f"device '{name}' is not on this machine; wanted auto or one of {', '.join(available)}"
+        ) from error
+    return device
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """How `epochs` passes over n items are cut into steps.
+
+    Batches are as equal as can be and at most `batch_size`: every item counts in every epoch, and
+    no runt of a last batch disturbs BatchNorm.
+    """
+
+    n: int
+    batch_size: int
+    epochs: int
+
+    def __post_init__(self) -> None:
+        if self.n < self.batch_size:
+            raise GlannError(
+                f"there are {self.n} items to learn from, fewer than one batch of "
+                f"{self.batch_size}; give more, or set batch_size to at most {max(2, self.n)}"
+            )
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in an epoch."""
+        return math.ceil(self.n / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return self.per_epoch * self.epochs
+
+    def epoch_of(self, seed: int, epoch: int) -> list[torch.Tensor]:
+        """The rows of each batch of an epoch, int64, in an order that depends on (seed, epoch)."""
+        order = permutation(seed, "order", epoch, self.n)
+        return list(order.tensor_split(self.per_epoch))
+
+
+def learning_rate(schedule: str, base: float, step: int, steps: int) -> float:
+    """The learning rate at `step` of `steps`; `base` is the highest.
+
+    one-cycle: up from base/25 over the first 30 %, then down to nearly 0, both as half a cosine
+    (Smith & Topin, arXiv 1708.07120, with torch's OneCycleLR defaults).  halving: halved after
+    every tenth (GLANN's 200 epochs halved every 20).
+    """
+    done = step / steps
+    if schedule == "one-cycle":
+        start, end = (base / 25, base) if done < 0.3 else (base, base / 250_000)
+        part = done / 0.3 if done < 0.3 else (done - 0.3) / 0.7
+        return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+    if schedule == "cosine":
+        return float(base * (1 + math.cos(math.pi * done)) / 2)
+    if schedule == "halving":
+        return float(base * 0.5 ** math.floor(10 * done))
+    if schedule == "constant":
+        return base
+    raise GlannError(f"schedule = {schedule!r} is unknown; wanted one of {', '.join(SCHEDULES)}")
+
+
+def adam(network: torch.nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
+    """Adam with β = (.5, .999), as in the authors' code."""
+    # Fused: on a CPU its plain loops cost a third of a step of these small networks.
+    return torch.optim.Adam(
+        network.parameters(), lr=lr, betas=(0.5, 0.999), weight_decay=weight_decay, fused=True
+    )
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Use `lr` from the next step on."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as tensors by name, to be saved."""
+    return {
+        f"{number}.{name}": value
+        for number, state in optimiser.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def load_optimiser_state(
+    optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Undo `optimiser_state`."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".")
+        state.setdefault(int(number), {})[name] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes (the GPU's where one is used)."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+class Training:
+    """Counts, logs and saves one training; a context manager around a method's loop.
+
+    Args:
+        name: the stage, for people: "glo".
+        batches: how the steps are cut.
+        folder: where log, pictures and checkpoint go; None keeps nothing.
+        identity: what must be the same for a checkpoint to be resumed: settings, seed, data.
+        progress: show a bar (on a terminal) or lines (elsewhere) on standard error.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        batches: Batches,
+        folder: str | Path | None,
+        identity: dict[str, Any],
+        progress: bool,
+    ) -> None:
+        self.name = name
+        self.batches = batches
+        self.folder = None if folder is None else Path(folder)
+        self.identity = identity
+        self.progress = progress
+        self.step = 0
+        self.done = False
+        self.seconds = 0.0
+        self._loss_sum: torch.Tensor | float = 0.0
+        self._loss_count = 0
+        self._lr = 0.0
+        self._stop: str | None = None
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> "Training":
+        self._began = self._saved_at = self._logged_at = self._printed_at = time.monotonic()
+        torch.set_flush_denormal(True)  # Adam's small moments are denormals, which CPUs crawl on
+        self._handlers = {}
+        if self.folder and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._ask_to_stop)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        torch.set_flush_denormal(False)
+        if self._bar is not None:
+            self._bar.close()
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        # The step under way is finished first: half a step can't be resumed bit for bit.
+        self._stop = signal.Signals(number).name
+        signal.signal(number, self._handlers[signal.Signals(number)])  # a second one doesn't wait
+        if self.progress:
+            tqdm.write(f"{self._stop}: saving after this step …", file=sys.stderr)
+
+    # ------------------------------------------------------------------ resume and save
+
+    def resume(self) -> Parts | None:
+        """The parts of the last checkpoint, or None if there is none.
+
+        Refused with a GlannError if the checkpoint is of other settings, another seed or other
+        data.
+        """
+        if self.folder is None or not storage.is_saved(self.folder):
+            return None
+        manifest, parts = storage.load(self.folder, self.name)
+        for what, wanted in self.identity.items():
+            found = manifest["identity"].get(what)
+            if found != wanted:
+                raise GlannError(
+                    f"{self.folder} was trained with another {what} "
+                    f"({_difference(found, wanted)}); use the same again, another run folder, or "
+                    "--restart to begin anew"
+                )
+        self.step, self.done = manifest["step"], manifest["done"]
+        self.seconds = manifest["seconds"]
+        self._loss_sum, self._loss_count = manifest["loss_sum"], manifest["loss_count"]
+        if not self.done:
+            self._trim_log()
+        return parts
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the loop is to save now: it is time, or it was asked to stop."""
+        if self.folder is None or self.step == self.batches.steps:
+            return False
+        return bool(self._stop) or time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+
+    def save(self, parts: Parts, done: bool = False, **more: Any) -> None:
+        """Write a checkpoint; with `done`, what the stage ends with. `more` goes into its manifest.
+
+        Refused while the loss is not finite, so that the last good checkpoint stays.
+        """
+        self._refuse_if_not_finite()
+        self.seconds, self._began = self.elapsed, time.monotonic()
+        self.done = done
+        if self.folder is not None:
+            content = {
+                "identity": self.identity,
+                "step": self.step,
+                "steps": self.batches.steps,
+                "done": done,
+                "seconds": round(self.seconds, 3),
+                "loss_sum": float(self._loss_sum),
+                "loss_count": self._loss_count,
+                **more,
+            }
+            storage.save(self.folder, self.name, content, parts)
+        self._saved_at = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self.seconds + (0 if self.done else time.monotonic() - self._began)
+
+    # ------------------------------------------------------------------ steps
+
+    def steps(self, seed: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """The steps that are left, each with the rows of its batch (int64, on the CPU)."""
+        batches = self.batches
+        self._bar = tqdm(
+            total=batches.n * batches.epochs,
+            initial=self.step * batches.n // batches.per_epoch,
+            desc=self.name,
+            unit="img" if self.name != "imle" else "code",
+            unit_scale=True,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=not self.progress or not sys.stderr.isatty(),
+        )
+        epoch_rows: list[torch.Tensor] = []
+        while self.step < batches.steps:
+            if self._stop:
+                raise Interrupted(
+                    f"stopped by {self._stop} at step {self.step} of {batches.steps}; saved in "
+                    f"{self.folder}. The same command goes on from there"
+                )
+            epoch, position = divmod(self.step, batches.per_epoch)
+            if not epoch_rows or position == 0:
+                epoch_rows = batches.epoch_of(seed, epoch)
+            self._rows = len(epoch_rows[position])
+            self.step += 1
+            yield self.step - 1, epoch_rows[position]
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.step // self.batches.per_epoch
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the step just done was the last of its epoch."""
+        return self.step % self.batches.per_epoch == 0
+
+    def record(self, loss: torch.Tensor, lr: float, **more: float) -> None:
+        """Count a step with its batch's mean loss (a scalar that is not read yet)."""
+        self._loss_sum = self._loss_sum + loss.detach() * self._rows
+        self._loss_count += self._rows
+        if self._bar is not None:
+            self._bar.update(self._rows)
+        at_interval = self.step % self.batches.per_epoch % LOG_STEPS == 0
+        if at_interval or self.step == self.batches.steps:
+            self._log(lr, more)
+
+    def _refuse_if_not_finite(self) -> None:
+        if not math.isfinite(float(self._loss_sum)):
+            kept = ""
+            if self.folder is not None and storage.is_saved(self.folder):
+                kept = f" {self.folder} keeps the last checkpoint before it."
+            raise GlannError(
+                f"the loss of {self.name} is not finite around step {self.step}.{kept} Try a "
+                "lower learning rate, a larger batch_size, or look for broken data"
+            )
+
+    def _log(self, lr: float, more: dict[str, float]) -> None:
+        self._refuse_if_not_finite()
+        now = time.monotonic()
+        rate = self._loss_count / max(1e-9, now - self._logged_at)
+        line = {
+            "step": self.step,
+            "epoch": round(self.step / self.batches.per_epoch, 3),
+            "items": self.step * self.batches.n // self.batches.per_epoch,
+            "loss": float(self._loss_sum) / self._loss_count,
+            "lr": lr,
+            "items_per_second": round(rate, 1),
+            "seconds": round(self.elapsed, 2),
+            "peak_memory_bytes": peak_memory(),
+            **more,
+        }
+        self._loss_sum, self._loss_count, self._logged_at = 0.0, 0, now
+        if self.folder is not None:
+            self._append_log(line)
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
+        is_last = self.step == self.batches.steps
+        if self.progress and not sys.stderr.isatty() and (is_last or now - self._printed_at > 10):
+            self._printed_at = now
+            tqdm.write(
+                f"{self.name:4}  step {self.step:>7}/{self.batches.steps}"
+                f"  epoch {line['epoch']:>7.2f}/{self.batches.epochs}  loss {line['loss']:.4f}"
+                f"  lr {lr:.1e}  {rate:>8,.0f}/s  {line['seconds']:>6.0f} s"
+                f"  {line['peak_memory_bytes'] / 2**20:>6,.0f} MB",
+                file=sys.stderr,
+            )
+
+    # ------------------------------------------------------------------ log and pictures
+
+    def _append_log(self, line: dict[str, Any]) -> None:
+        assert self.folder is not None
+        path = self.folder / "log.jsonl"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise GlannError(
+                f"{path} can't be written: {error.strerror or error}. Free some space, then run "
+                "the same command again: it goes on from the last checkpoint"
+            ) from error
+
+    def _trim_log(self) -> None:
+        """Drop the lines after the checkpoint: those steps are done again."""
+        assert self.folder is not None
+        path = self.folder / "log.jsonl"
+        kept = []
+        if path.is_file():
+            for text in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a half-written line
+                    if json.loads(text)["step"] <= self.step:
+                        kept.append(text)
+        storage.write_text(path, "".join(text + "\n" for text in kept))
+
+    @property
+    def picture_due(self) -> bool:
+        """Whether the loop is to draw a picture now: about PICTURES times, and at the end."""
+        every = max(1, self.batches.epochs // PICTURES)
+        is_last = self.step == self.batches.steps
+        return self.folder is not None and self.epoch_ended and (is_last or self.epoch % every == 0)
+
+    def picture(self, name: str, image: torch.Tensor) -> None:
+        """Write a uint8 image `(c, h, w)` as `NAME-EPOCH.png` into the folder."""
+        assert self.folder is not None
+        digits = len(str(self.batches.epochs))
+        write_png(image, self.folder / f"{name}-{self.epoch:0{digits}d}.png")
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    """What differs between two identities, in a few words."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        return "; ".join(f"{key}: then {found.get(key)!r}, now {wanted.get(key)!r}" for key in keys)
+    return f"then {str(found)[:16]}, now {str(wanted)[:16]}"
