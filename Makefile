@@ -13,7 +13,7 @@ RUN := runs/$(basename $(notdir $(PIPELINE)))
 comma := ,
 space := $(subst ,, )
 DEV_EXTRAS := $(subst $(space),$(comma),$(strip dev $(EXTRAS)))
-USER_EXTRAS := $(if $(strip $(EXTRAS)),[$(subst $(space),$(comma),$(strip $(EXTRAS)))])
+USER_EXTRAS := $(subst $(space),$(comma),$(strip $(EXTRAS)))
 
 .PHONY: help install install-dev train train-glo train-imle sample demo test lint format clean
 
@@ -28,11 +28,11 @@ help:
 	@echo "make clean       delete .venv and caches; runs and data are kept"
 
 # The marks hold what was installed: other extras, or a changed pyproject.toml, install again.
-install: .venv/.installed$(USER_EXTRAS)
-install-dev: .venv/.installed[$(DEV_EXTRAS)]
+install: .venv/.installed$(if $(USER_EXTRAS),-with-$(USER_EXTRAS))
+install-dev: .venv/.installed-with-$(DEV_EXTRAS)
 
-.venv/.installed%: pyproject.toml constraints.txt | .venv/bin/pip
-	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".$*"
+.venv/.installed-with-%: pyproject.toml constraints.txt | .venv/bin/pip
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[$*]"
 	@touch "$@"
 
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/pip

@@ -461,6 +461,8 @@ def interpolate(
         ends = _numbers(between)
         if len(ends) != 2:
             raise GlannError(f"--between {between}: wanted two numbers, such as 3,7")
+        if min(ends) < 0:
+            raise GlannError(f"--between {between}: samples have numbers of 0 or more")
     else:
         ends = list(range(2 * pairs))
     loaded = GLANN.load(pipeline, device)
@@ -484,7 +486,11 @@ def _numbers(text: str) -> list[int]:
 @main.command()
 @click.argument("folder_or_name", metavar="FOLDER")
 def inspect(folder_or_name: str) -> None:
-    """What a run, a saved pipeline or a mapper is, and how far it has come."""
+    """What a run, a saved pipeline or a mapper is, and how far it has come.
+
+    FOLDER is a run's (runs/digits), a pipeline's, one of train-imle --codes, or the name of a
+    pipeline that ships with glann (digits).
+    """
     from glann.inspection import describe
 
     for name, value in describe(folder_or_name):

@@ -13,10 +13,14 @@ def as_codes(array: object) -> torch.Tensor:
     """
     if isinstance(array, np.ndarray):
         if array.dtype.kind not in "fiu":
-            raise GlannError(f"codes have dtype {array.dtype}; wanted numbers, such as float32")
-        array = torch.from_numpy(np.ascontiguousarray(array))
+            raise _wrong_dtype(array.dtype)
+        # Here and not in torch, which takes neither big-endian nor read-only arrays.
+        with np.errstate(over="ignore"):
+            array = torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
     if not isinstance(array, torch.Tensor):
         raise GlannError(f"codes are a {type(array).__name__}; wanted a NumPy array or a tensor")
+    if array.is_complex() or array.dtype == torch.bool:
+        raise _wrong_dtype(array.dtype)
     if array.ndim != 2 or 0 in array.shape:
         raise GlannError(f"codes have shape {tuple(array.shape)}; wanted (n, code_dim), not empty")
     codes = array.detach().float().cpu().contiguous()
@@ -24,6 +28,10 @@ def as_codes(array: object) -> torch.Tensor:
         bad = int((~codes.isfinite()).any(1).nonzero()[0])
         raise GlannError(f"codes have numbers that are not finite, first in row {bad}")
     return codes
+
+
+def _wrong_dtype(dtype: object) -> GlannError:
+    return GlannError(f"codes have dtype {dtype}; wanted numbers, such as float32")
 
 
 def on_sphere(codes: torch.Tensor) -> bool:

@@ -26,7 +26,7 @@ class _Gaussians:
 
     weights_: torch.Tensor  # (components,), float64
     means_: torch.Tensor  # (components, code_dim)
-    factors_: torch.Tensor  # (components, code_dim, code_dim), lower triangles
+    factors_: torch.Tensor  # (components, code_dim, code_dim), L_k
     on_sphere_: bool
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
@@ -39,10 +39,10 @@ class _Gaussians:
         component = component.clamp_max(len(self.weights_) - 1)
         codes = torch.empty(n, code_dim, dtype=torch.float64)
         for k in component.unique().tolist():
-            rows = component == k
-            codes[rows] = self.means_[k] + (
-                self.factors_[k] * e[rows, None, :-1]  # a product of rows, not a matrix product:
-            ).sum(2)  # its rounding doesn't depend on how many rows there are
+            # Sums of products, not a matrix product: their rounding doesn't depend on how many
+            # rows there are.  In parts, as all products at once would fill the memory.
+            for rows in (component == k).nonzero()[:, 0].split(max(1, 2**22 // code_dim**2)):
+                codes[rows] = self.means_[k] + (self.factors_[k] * e[rows, None, :-1]).sum(2)
         return to_sphere(codes).float() if self.on_sphere_ else codes.float()
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -86,7 +86,7 @@ class Gaussian(_Gaussians):
         self.means_ = double.mean(0, keepdim=True)
         # Codes may lie in a subspace; eigenvalues of 0 are fine, Cholesky's factor is not.
         values, vectors = torch.linalg.eigh(covariance)
-        self.factors_ = (vectors * values.clamp_min(0).sqrt()).unsqueeze(0)
+        self.factors_ = (vectors * values.clamp_min(0).sqrt()).unsqueeze(0).contiguous()
         self.on_sphere_ = on_sphere(codes)
         return self
 
@@ -121,10 +121,11 @@ class Mixture(_Gaussians):
                 f"{len(codes)} were given"
             )
         chosen = codes[permutation(seed, "mixture", 0, len(codes))[: self.codes]].double().numpy()
+        variance = float(chosen.var(0).mean()) or 1e-12  # equal codes have none
         mixture = GaussianMixture(
             self.components,
             covariance_type="full",
-            reg_covar=max(1e-12, self.regularisation * float(chosen.var(0).mean())),
+            reg_covar=self.regularisation * variance,
             max_iter=self.iterations,
             random_state=seed % 2**32,
         )
@@ -140,6 +141,6 @@ class Mixture(_Gaussians):
                 ) from error
         self.weights_ = torch.from_numpy(mixture.weights_)
         self.means_ = torch.from_numpy(mixture.means_)
-        self.factors_ = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_))
+        self.factors_ = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_)).contiguous()
         self.on_sphere_ = on_sphere(codes)
         return self

@@ -171,6 +171,7 @@ class GLO:
                         "code_adam": code_adam.state(),
                     }
                 )
+        optimiser.zero_grad()  # the gradients' memory is not needed any more
         return codes
 
     def _starting_codes(self, images: torch.Tensor, seed: int) -> torch.Tensor:

@@ -28,6 +28,13 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return images.detach().float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
+def to_grey(images: torch.Tensor) -> torch.Tensor:
+    """uint8 RGB `(…, 3, h, w)` → grey `(…, 1, h, w)`, weighted and rounded as Pillow does."""
+    weights = images.new_tensor([19595, 38470, 7471], dtype=torch.int32).view(3, 1, 1)
+    total = (images.to(torch.int32) * weights).sum(-3, keepdim=True)
+    return ((total + 2**15) >> 16).to(torch.uint8)
+
+
 def as_images(array: object, name: str = "images") -> torch.Tensor:
     """Check that `array` is a batch of images and give it as a uint8 CPU tensor `(n, c, h, w)`.
 
@@ -181,7 +188,7 @@ def save_images(images: torch.Tensor, path: str | Path, columns: int | None = No
     `.png`: one grid.  `.npy`, `.npz` (key `images`): the array.  No ending: a folder with one PNG
     for each image.
     """
-    path = Path(path)
+    path, images = Path(path), as_images(images)
     check_output(path)
     if path.suffix == ".png":
         save_grid(images, path, columns)

@@ -14,11 +14,14 @@ Rows = list[tuple[str, str]]
 def describe(target: str | Path) -> Rows:
     """Rows (name, value) about a run, a pipeline (folder or shipped name) or a mapper."""
     folder = Path(target)
-    if (folder / "recipe.toml").is_file():
-        return _run(folder)
-    if is_saved(folder) and read_manifest(folder)["glann"] != "pipeline":
-        return _other(folder)
-    return _pipeline(find_pipeline(target))
+    try:
+        if (folder / "recipe.toml").is_file():
+            return _run(folder)
+        if is_saved(folder) and read_manifest(folder)["glann"] != "pipeline":
+            return _other(folder)
+        return _pipeline(find_pipeline(target))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise GlannError(f"what {target} says of itself is damaged: {error!r}") from error
 
 
 def _run(folder: Path) -> Rows:
@@ -27,12 +30,14 @@ def _run(folder: Path) -> Rows:
         data = read_json(folder / "data.json")
         n, *shape = data["shape"]
         rows.append(("images", f"{n:,} of {_by(shape)}, {data['source']} from {data['place']}"))
-    for title, stage in (("stage one", "glo"), ("stage two", "imle")):
-        rows.append((title, _progress(folder / stage)))
+    rows.append(("stage one", _progress(folder / "glo")))
+    stage_two = _progress(folder / "imle")
     if is_saved(folder / "pipeline"):
-        rows += _pipeline(folder / "pipeline")
+        # A Gaussian or a mixture has no training to keep.
+        stage_two = stage_two if (folder / "imle").is_dir() else "done"
+        rows += [("stage two", stage_two), *_pipeline(folder / "pipeline")]
     else:
-        rows.append(("pipeline", "not saved yet"))
+        rows += [("stage two", stage_two), ("pipeline", "not saved yet")]
     pictures = sorted(folder.glob("*.png")) + sorted(folder.glob("*/*.png"))[-1:]
     rows += [("picture", str(path)) for path in pictures]
     return rows
@@ -58,35 +63,30 @@ def _last_loss(log: Path) -> float | None:
 
 def _pipeline(folder: Path) -> Rows:
     manifest = read_manifest(folder, "pipeline")
-    try:
-        info = manifest["info"]
-        generator = manifest["generator"]
-        rows = [
-            ("pipeline", str(folder)),
-            ("makes", f"images of {_by(manifest['image_shape'])} (channels × height × width)"),
-            ("generator", _settings(generator, skip=("image_shape",))),
-            ("code sampler", manifest["sampler"]["name"]),
-            ("  settings", _settings(manifest["sampler"]["settings"])),
-        ]
-        if "recipe" in info:
-            recipe = info["recipe"]
-            rows.append(("recipe", f"{recipe['name']}, seed {recipe['seed']}"))
-            rows.append(("  glo", _settings(recipe["glo"])))
-        if "data" in info:
-            data = info["data"]
-            rows.append(("trained on", f"{data['shape'][0]:,} images of {data['source']}"))
-            rows.append(("  fingerprint", data["fingerprint"]))
-        if "seconds" in info:
-            rows.append(
-                ("training", _settings({k: f"{v:.0f} s" for k, v in info["seconds"].items()}))
-            )
-        rows += [
-            ("codes", "saved too" if "codes" in manifest["files"] else "not saved"),
-            ("files", _sizes(manifest)),
-            ("versions", _settings(manifest["versions"])),
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise GlannError(f"the manifest of {folder} is damaged: {error!r}") from error
+    info = manifest["info"]
+    generator = manifest["generator"]
+    rows = [
+        ("pipeline", str(folder)),
+        ("makes", f"images of {_by(manifest['image_shape'])} (channels × height × width)"),
+        ("generator", _settings(generator, skip=("image_shape",))),
+        ("code sampler", manifest["sampler"]["name"]),
+        ("  settings", _settings(manifest["sampler"]["settings"])),
+    ]
+    if "recipe" in info:
+        recipe = info["recipe"]
+        rows.append(("recipe", f"{recipe['name']}, seed {recipe['seed']}"))
+        rows.append(("  glo", _settings(recipe["glo"])))
+    if "data" in info:
+        data = info["data"]
+        rows.append(("trained on", f"{data['shape'][0]:,} images of {data['source']}"))
+        rows.append(("  fingerprint", data["fingerprint"]))
+    if "seconds" in info:
+        rows.append(("training", _settings({k: f"{v:.0f} s" for k, v in info["seconds"].items()})))
+    rows += [
+        ("codes", "saved too" if "codes" in manifest["files"] else "not saved"),
+        ("files", _sizes(manifest)),
+        ("versions", _settings(manifest["versions"])),
+    ]
     return rows
 
 
@@ -96,7 +96,8 @@ def _other(folder: Path) -> Rows:
     if "steps" in manifest:
         rows.append(("training", _progress(folder)))
     if "sampler" in manifest:
-        rows.append(("settings", _settings(manifest["sampler"].get("settings", {}))))
+        rows.append(("code sampler", str(manifest["sampler"].get("name"))))
+        rows.append(("  settings", _settings(manifest["sampler"].get("settings", {}))))
     return rows
 
 

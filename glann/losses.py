@@ -39,29 +39,24 @@ def l1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (output - target).abs().flatten(1).mean(1)
 
 
-def _blur_and_halve(size: int) -> torch.Tensor:
-    """The matrix that blurs `size` pixels by (1, 4, 6, 4, 1)/16 and keeps every second one.
+def _blur(size: int) -> torch.Tensor:
+    """The matrix that blurs `size` pixels by (1, 4, 6, 4, 1)/16; beyond the edge they are mirrored.
 
-    Pixels beyond the edge are mirrored.  Burt & Adelson 1983, "The Laplacian pyramid as a compact
-    image code": REDUCE with a = 3/8.
+    Of Burt & Adelson 1983, "The Laplacian pyramid as a compact image code", with a = 3/8.  REDUCE
+    keeps every second of its rows.  EXPAND blurs pixels with a 0 between any two and doubles the
+    result, which leaves every second of its columns.
     """
-    rows = torch.arange(0, size, 2)
-    matrix = torch.zeros(len(rows), size)
+    rows = torch.arange(size)
+    matrix = torch.zeros(size, size)
     for offset, weight in zip(range(-2, 3), (1, 4, 6, 4, 1), strict=True):
         columns = (rows + offset).abs()
         columns = torch.where(columns >= size, 2 * (size - 1) - columns, columns)
-        matrix[torch.arange(len(rows)), columns] += weight / 16
+        matrix[rows, columns] += weight / 16
     return matrix
 
 
-def _double(size: int) -> torch.Tensor:
-    """EXPAND of Burt & Adelson: from ceil(size / 2) pixels to `size`, rows that sum to 1."""
-    matrix = _blur_and_halve(size).T
-    return matrix / matrix.sum(1, keepdim=True)
-
-
 class LaplacianPyramid(nn.Module):
-    """Lap1 of GLO (Bojanowski et al., arXiv 1707.05776, section 3.2): Σ_j 2^{2j} |L^j x − L^j x′|₁.
+    """Lap1 of GLO (Bojanowski et al., arXiv 1707.05776): Σ_j 2^{2j} |L^j x − L^j x′|₁.
 
     Level j has 1/2^{2j} of the pixels, so that the weights make every level count alike: here each
     level's mean is taken.  The last level is the small blurred image itself.
@@ -77,8 +72,9 @@ class LaplacianPyramid(nn.Module):
         self.levels = 0
         while min(height, width) >= 2 * smallest:
             for axis, size in (("rows", height), ("columns", width)):
-                self.register_buffer(f"halve_{axis}_{self.levels}", _blur_and_halve(size))
-                self.register_buffer(f"double_{axis}_{self.levels}", _double(size))
+                blur = _blur(size)
+                self.register_buffer(f"halve_{axis}_{self.levels}", blur[::2].contiguous())
+                self.register_buffer(f"double_{axis}_{self.levels}", 2 * blur[:, ::2])
             height, width = (height + 1) // 2, (width + 1) // 2
             self.levels += 1
 
@@ -128,7 +124,7 @@ def load_vgg16(weights: str | None = None) -> nn.Sequential:
     """
     network = vgg16_features()
     state = _fetch_vgg16() if weights is None else _read_weights(Path(weights))
-    state = {key.removeprefix("features."): value for key, value in state.items()}
+    state = {str(key).removeprefix("features."): value for key, value in state.items()}
     wanted = network.state_dict()
     missing = [key for key, value in wanted.items() if _shape(state.get(key)) != value.shape]
     if missing:

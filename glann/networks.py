@@ -26,12 +26,14 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 def to_sphere(codes: torch.Tensor) -> torch.Tensor:
     """Scale each row of `(n, code_dim)` to norm 1."""
-    return codes / codes.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    norms: torch.Tensor = codes.norm(dim=1, keepdim=True)
+    return codes / norms.clamp_min(1e-12)
 
 
 def to_ball(codes: torch.Tensor) -> torch.Tensor:
     """Scale the rows of `(n, code_dim)` with a norm above 1 down to norm 1."""
-    return codes / codes.norm(dim=1, keepdim=True).clamp_min(1)
+    norms: torch.Tensor = codes.norm(dim=1, keepdim=True)
+    return codes / norms.clamp_min(1)
 
 
 class Generator(nn.Module):

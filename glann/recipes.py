@@ -6,6 +6,7 @@ another code sampler), so a default is written down once.
 
 import dataclasses
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ class Recipe:
     """What a pipeline is: data, both stages and the seed."""
 
     name: str
+    given: str  # how it was asked for: a shipped recipe's name, or a path
     seed: int = setting(0, "of everything random", minimum=0, maximum=2**63 - 1)
     data: Data
     glo: GLO
@@ -46,11 +48,16 @@ class Recipe:
         for name, section in self.sections().items():
             if isinstance(section, dict):
                 lines += ["", f"[{name}]"]
-                lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
+                lines += [f"{key} = {_toml(value)}" for key, value in section.items()]
         return "\n".join(lines) + "\n"
 
 
 SECTIONS = ("data", "glo", "imle")
+
+
+def _toml(value: object) -> str:
+    # JSON's own, but for the characters that TOML wants as they are, and the one that it doesn't.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def load_recipe(name_or_path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -71,10 +78,10 @@ def load_recipe(name_or_path: str | Path | None, overrides: Sequence[str] = ()) 
             raise GlannError(f"{path} can't be read as a recipe: {error}") from error
     for override in overrides:
         _apply(content, override)
-    return make_recipe(name, content)
+    return make_recipe(name, content, str(name_or_path))
 
 
-def make_recipe(name: str, content: dict[str, Any]) -> Recipe:
+def make_recipe(name: str, content: dict[str, Any], given: str = "") -> Recipe:
     """A checked recipe from nested dicts, as in a recipe's TOML."""
     for key, value in content.items():
         if key not in ("seed", *SECTIONS):
@@ -85,13 +92,14 @@ def make_recipe(name: str, content: dict[str, Any]) -> Recipe:
             raise GlannError(f"'{key}' is a section: write [{key}], then its settings below")
     imle = dict(content.get("imle", {}))
     sampler = imle.pop("sampler", "imle")
-    if sampler not in CODE_SAMPLERS:
+    if not isinstance(sampler, str) or sampler not in CODE_SAMPLERS:
         raise GlannError(
             f"imle.sampler = {sampler!r} is not a code sampler; "
             + nearest_name(str(sampler), CODE_SAMPLERS)
         )
     recipe = Recipe(
         name=name,
+        given=given or name,
         data=_section("data", Data, content.get("data", {})),
         glo=_section("glo", GLO, content.get("glo", {})),
         imle=_section("imle", CODE_SAMPLERS[sampler], imle, also=("sampler",)),
@@ -114,7 +122,10 @@ def _section(
                 + nearest_name(key, [*fields, *also])
             )
         if annotations[key] is float and isinstance(value, int) and not isinstance(value, bool):
-            content = {**content, key: float(value)}  # 2 and 2.0 are one setting
+            try:
+                content = {**content, key: float(value)}  # 2 and 2.0 are one setting
+            except OverflowError:
+                content = {**content, key: math.inf}  # out of every range
     settings = kind(**content)
     check(settings, name)
     return settings
@@ -123,11 +134,11 @@ def _section(
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
-    if not equals or not (dot or section == "seed"):
+    if not equals or bool(dot) == (section == "seed"):
         raise GlannError(f"--set {override}: wanted SECTION.KEY=VALUE, such as glo.epochs=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         value = text.strip()  # text without quotes
     if not dot:
         content[section] = value

@@ -29,7 +29,7 @@ from glann.images import save_grid, side_by_side, write_png
 from glann.networks import Generator
 from glann.pipeline import GLANN, sampler_name, save_sampler, versions
 from glann.places import find_pipeline
-from glann.recipes import SECTIONS, Recipe, load_recipe
+from glann.recipes import Recipe, load_recipe
 from glann.training import pick_device
 
 Say = Callable[[str], object]
@@ -62,7 +62,7 @@ def train_glo(
         for stale in ("glo", "imle", "pipeline"):
             shutil.rmtree(folder / stale, ignore_errors=True)
         (folder / "recipe.toml").unlink(missing_ok=True)
-    _claim(folder, recipe)
+    _claim(folder, recipe, images.fingerprint)
     n, channels, height, width = images.images.shape
     say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
     say(f"run       {folder} on {device}, seed {recipe.seed}")
@@ -102,7 +102,7 @@ def train_imle(
     Args as in `train_glo`; `with_codes` saves the training images' codes in the pipeline too.
     """
     device = str(pick_device(device))
-    generator, codes, stage_one = load_stage_one(folder, recipe.name)
+    generator, codes, stage_one = load_stage_one(folder, recipe.given)
     if restart:
         for stale in ("imle", "pipeline"):
             shutil.rmtree(folder / stale, ignore_errors=True)
@@ -238,15 +238,17 @@ def load_stage_one(
     return generator, parts["codes"]["codes"], manifest
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe into the run folder; refuse if the run has used another.
+def _claim(folder: Path, recipe: Recipe, fingerprint: str | None = None) -> None:
+    """Write the recipe into the run folder; refuse if what is trained there used another.
 
-    Stage two's settings may change until stage two begins: stage one doesn't depend on them.
+    `fingerprint` is that of the images that stage one is to learn from.
     """
     path = folder / "recipe.toml"
-    began = any(storage.is_saved(folder / part) for part in ("imle", "pipeline"))
-    sections = SECTIONS if began else ("data", "glo")
-    if path.is_file():
+    # A stage's settings are free until it has something to lose.
+    sections = ["data", "glo"] if storage.is_saved(folder / "glo") else []
+    if any(storage.is_saved(folder / part) for part in ("imle", "pipeline")):
+        sections.append("imle")
+    if sections and path.is_file():
         there, wanted = load_recipe(path).sections(), recipe.sections()
         for section in sections:
             for key in {**there[section], **wanted[section]}:
@@ -255,6 +257,14 @@ def _claim(folder: Path, recipe: Recipe) -> None:
                     _refuse(folder, f"{section}.{key} = {then!r}, now {now!r}")
         if there["seed"] != wanted["seed"]:
             _refuse(folder, f"seed = {there['seed']}, now {wanted['seed']}")
+    if sections and fingerprint is not None:
+        then = storage.read_json(folder / "data.json")["fingerprint"]
+        if then != fingerprint:
+            raise GlannError(
+                f"{folder} was trained on other images, or on these in another order (fingerprint "
+                f"{then[:12]}, now {fingerprint[:12]}), and its codes belong to them; say with "
+                "--data where they are, or use --run FOLDER for a run of its own"
+            )
     storage.write_text(path, recipe.to_toml())
 
 

@@ -235,7 +235,10 @@ class Training:
         Refused with a GlannError if the checkpoint is of other settings, another seed or other
         data.
         """
-        if self.folder is None or not storage.is_saved(self.folder):
+        if self.folder is None:
+            return None
+        if not storage.is_saved(self.folder):
+            self._trim_log()
             return None
         manifest, parts = storage.load(self.folder, self.name)
         for what, wanted in self.identity.items():
@@ -396,12 +399,13 @@ class Training:
         """Drop the lines after the checkpoint: those steps are done again."""
         assert self.folder is not None
         path = self.folder / "log.jsonl"
+        if not path.is_file():
+            return
         kept = []
-        if path.is_file():
-            for text in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # a half-written line
-                    if json.loads(text)["step"] <= self.step:
-                        kept.append(text)
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a half-written line
+                if json.loads(text)["step"] <= self.step:
+                    kept.append(text)
         storage.write_text(path, "".join(text + "\n" for text in kept))
 
     @property

@@ -1,0 +1,206 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_GLO, Killed
+
+from glann import GLO, GlannError, glo
+from glann.images import to_float, to_uint8
+from glann.networks import to_sphere
+
+
+def reconstruction_error(fitted, images):
+    with torch.no_grad():
+        made = to_uint8(fitted.generator_(fitted.codes_))
+    return float((to_float(made) - to_float(images)).abs().mean())
+
+
+def test_overfits_eight_images(digits):
+    eight = digits[:8]
+    settings = {"code_dim": 8, "batch_size": 8, "width": 16, "hidden": 64}
+    fitted = GLO(**settings, epochs=400, generator_lr=5e-3).fit(eight)
+    assert reconstruction_error(fitted, eight) < 0.02
+
+
+@pytest.mark.parametrize("loss", ["laplacian", "l1"])
+def test_learns_with_each_loss(digits, loss):
+    few = GLO(**TINY_GLO, loss=loss).fit(digits)
+    many = GLO(**{**TINY_GLO, "epochs": 60}, loss=loss).fit(digits)
+    assert reconstruction_error(many, digits) < 0.8 * reconstruction_error(few, digits)
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 7, 10, 19, 20])
+def test_killed_and_resumed_equals_straight_bit_for_bit(digits, tmp_path, kill_at, step):
+    straight = GLO(**TINY_GLO).fit(digits, seed=3)  # 5 steps an epoch, 20 in all
+    with pytest.MonkeyPatch.context():
+        kill_at(step)
+        with pytest.raises(Killed):
+            GLO(**TINY_GLO).fit(digits, seed=3, folder=tmp_path)
+    kill_at(-1)
+    resumed = GLO(**TINY_GLO).fit(digits, seed=3, folder=tmp_path)
+    assert torch.equal(straight.codes_, resumed.codes_)
+    for name, value in straight.generator_.state_dict().items():
+        assert torch.equal(value, resumed.generator_.state_dict()[name]), name
+
+
+def test_killed_often_logs_each_step_once(digits, tmp_path, kill_at, monkeypatch):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    kill_at(-1)
+    GLO(**TINY_GLO).fit(digits, folder=straight)
+    for step in (3, 6, 11, 12):
+        kill_at(step)
+        with pytest.raises(Killed):
+            GLO(**TINY_GLO).fit(digits, folder=resumed)
+    kill_at(-1)
+    GLO(**TINY_GLO).fit(digits, folder=resumed)
+    logs = [
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (straight, resumed)
+    ]
+    assert [line["step"] for line in logs[0]] == [5, 10, 15, 20]
+    for a, b in zip(*logs, strict=True):
+        assert (a["step"], a["loss"], a["lr"]) == (b["step"], b["loss"], b["lr"])
+
+
+def test_done_is_not_trained_again(digits, tmp_path, monkeypatch):
+    first = GLO(**TINY_GLO).fit(digits, folder=tmp_path)
+    monkeypatch.setattr(GLO, "_train", None)
+    again = GLO(**TINY_GLO).fit(digits, folder=tmp_path)
+    assert torch.equal(first.codes_, again.codes_)
+    assert abs(first.seconds_ - again.seconds_) < 0.01
+
+
+def test_resume_refuses_other_or_reordered_images(digits, tmp_path):
+    GLO(**TINY_GLO).fit(digits, folder=tmp_path)
+    with pytest.raises(GlannError, match="another data"):
+        GLO(**TINY_GLO).fit(digits.flip(0), folder=tmp_path)
+    with pytest.raises(GlannError, match="epochs: then 4, now 5"):
+        GLO(**{**TINY_GLO, "epochs": 5}).fit(digits, folder=tmp_path)
+    with pytest.raises(GlannError, match="another seed"):
+        GLO(**TINY_GLO).fit(digits, seed=1, folder=tmp_path)
+
+
+def test_seeds(digits):
+    a, b, c = (GLO(**TINY_GLO).fit(digits, seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(a.codes_, b.codes_)
+    assert not torch.equal(a.codes_, c.codes_)
+
+
+def test_global_generator_is_left_alone(digits):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    GLO(**{**TINY_GLO, "epochs": 1}).fit(digits)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("start", ["pca", "random"])
+def test_codes_stay_on_the_sphere(digits, start):
+    codes = GLO(**TINY_GLO, start=start).fit(digits).codes_
+    torch.testing.assert_close(codes.norm(dim=1), torch.ones(len(digits)))
+
+
+def test_codes_stay_in_the_ball(digits):
+    codes = GLO(**TINY_GLO, space="ball").fit(digits).codes_
+    assert codes.norm(dim=1).max() < 1 + 1e-5
+    assert codes.norm(dim=1).min() < 0.9  # not merely a sphere
+
+
+def test_every_image_counts_in_every_epoch(digits):
+    start = GLO(**TINY_GLO)._starting_codes(digits, 0)
+    codes = GLO(**{**TINY_GLO, "epochs": 1}).fit(digits).codes_
+    moved = (codes - to_sphere(start)).abs().sum(1) > 0
+    assert moved.all()
+
+
+def test_pca_start_is_sklearns(digits):
+    from sklearn.decomposition import PCA
+
+    start = GLO(code_dim=4)._starting_codes(digits, 0).numpy()
+    flat = digits.flatten(1).numpy() / np.float32(255)
+    oracle = PCA(4, svd_solver="full").fit_transform(flat)
+    # Up to each component's sign and the .01 of noise.
+    for mine, theirs in zip(start.T, oracle.T, strict=True):
+        assert abs(np.corrcoef(mine, theirs)[0, 1]) > 0.99
+
+
+def test_pca_start_with_fewer_images_than_dimensions(digits):
+    codes = GLO(**{**TINY_GLO, "code_dim": 100, "batch_size": 4}).fit(digits[:6]).codes_
+    assert codes.shape == (6, 100)
+    assert codes.isfinite().all()
+
+
+def test_bias_of_code_adam_is_corrected_by_visits():
+    # With every row in every step it must be torch's Adam exactly.
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 3, generator=generator)
+    mine, theirs = start.clone(), start.clone().requires_grad_()
+    adam = glo.CodeAdam(mine)
+    oracle = torch.optim.Adam([theirs], lr=0.1, betas=(0.5, 0.999))
+    rows = torch.arange(5)
+    for step in range(10):
+        gradient = torch.randn(5, 3, generator=generator)
+        mine[rows] = adam.step(mine, rows, gradient, 0.1, step + 1)
+        theirs.grad = gradient.clone()
+        oracle.step()
+    torch.testing.assert_close(mine, theirs.detach())
+
+
+def test_code_adam_touches_only_its_rows():
+    codes = torch.ones(4, 2)
+    adam = glo.CodeAdam(codes)
+    rows = torch.tensor([1, 3])
+    codes[rows] = adam.step(codes, rows, torch.ones(2, 2), 0.1, 1)
+    torch.testing.assert_close(codes, torch.tensor([[1, 1], [0.9, 0.9], [1, 1], [0.9, 0.9]]))
+    assert (adam.mean[[0, 2]] == 0).all()
+    assert (adam.square[[0, 2]] == 0).all()
+
+
+def test_generator_is_in_evaluation_mode(digits):
+    fitted = GLO(**{**TINY_GLO, "epochs": 1}).fit(digits)
+    assert not any(module.training for module in fitted.generator_.modules())
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 20), (1, 9, 13), (3, 64, 64)])
+def test_any_size_and_colour(shape):
+    images = torch.randint(0, 256, (6, *shape), dtype=torch.uint8)
+    fitted = GLO(code_dim=4, epochs=1, batch_size=4, width=4, hidden=8).fit(images)
+    assert fitted.generator_(fitted.codes_).shape == images.shape
+
+
+def test_numpy_arrays_are_taken(digits):
+    a = GLO(**{**TINY_GLO, "epochs": 1}).fit(digits.numpy())
+    b = GLO(**{**TINY_GLO, "epochs": 1}).fit(digits)
+    assert torch.equal(a.codes_, b.codes_)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(40, 1, 8, 8), "dtype float32; wanted uint8"),
+        (torch.zeros(40, 8, 8, dtype=torch.uint8), "shape"),
+        (torch.zeros(40, 2, 8, 8, dtype=torch.uint8), "1 or 3 channels"),
+        (torch.zeros(40, 1, 4, 8, dtype=torch.uint8), "8 to 256"),
+        (torch.zeros(20, 1, 8, 8, dtype=torch.uint8), "fewer than one batch"),
+        ([1, 2], "NumPy array or a tensor"),
+    ],
+)
+def test_unfit_images_are_refused(images, message):
+    with pytest.raises(GlannError, match=message):
+        GLO(**TINY_GLO).fit(images)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("epochs", 0), ("epochs", 1.5), ("loss", "l3"), ("code_lr", -1.0), ("batch_norm", 1)],
+)
+def test_unfit_settings_are_refused_in_fit_not_before(digits, setting, value):
+    glo = GLO(**{**TINY_GLO, setting: value})
+    with pytest.raises(GlannError, match=f"glo.{setting}"):
+        glo.fit(digits)
+
+
+def test_a_loss_that_explodes_stops_and_keeps_the_last_checkpoint(digits, tmp_path, kill_at):
+    kill_at(-1)
+    with pytest.raises(GlannError, match="not finite"):
+        GLO(**TINY_GLO, generator_lr=1e30, schedule="constant").fit(digits, folder=tmp_path)

@@ -1,0 +1,222 @@
+import functools
+import sys
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import NearestNeighbors
+
+from glann import nearest as module
+from glann.errors import GlannError
+from glann.nearest import SEARCHES, nearest
+
+EPS = 2.0**-24
+"""Half a unit in the last place of a float32 near 1."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    # Products of tiny tiles take a microsecond; waiting for a second thread takes milliseconds.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_points(seed: int, n: int, d: int, scale: float = 1.0, shift: float = 0.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator) * scale + shift
+
+
+def all_squared_distances(queries, points):
+    """Float64 (n, m), each summed from differences: nothing cancels."""
+    queries, points = queries.double().numpy(), points.double().numpy()
+    return ((queries[:, None, :] - points[None, :, :]) ** 2).sum(2)
+
+
+def rounding(queries, points):
+    """By how much a squared distance from float32 products may be off: c · d · ε · R²."""
+    middle = points.double().mean(0)
+    radius2 = max(float((x.double() - middle).square().sum(1).max()) for x in (queries, points))
+    return 8 * (queries.shape[1] + 4) * EPS * radius2
+
+
+def use_tile(monkeypatch, rows: int, columns: int):
+    monkeypatch.setattr(module, "_TILE", {"cpu": (rows, columns)})
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 40),
+    m=st.integers(1, 60),
+    d=st.integers(1, 24),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    shift=st.sampled_from([0.0, 1.0, -1e3, 1e6]),
+    tile=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    search=st.sampled_from(SEARCHES),
+    twice=st.booleans(),
+)
+@settings(deadline=None, max_examples=150)
+def test_found_distance_is_the_true_minimum(seed, n, m, d, scale, shift, tile, search, twice):
+    queries = random_points(seed, n, d, scale, shift)
+    points = random_points(seed + 1, m, d, scale, shift)
+    if twice:
+        points = torch.cat([points, points])
+        queries[: n // 2] = points[: n // 2].repeat(n, 1)[: n // 2]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_tile(monkeypatch, *tile)
+        indices, distances = nearest(queries, points, search)
+    assert indices.shape == distances.shape == (n,)
+    assert indices.dtype == torch.int64
+    assert distances.dtype == torch.float32
+    oracle = all_squared_distances(queries, points)
+    found = oracle[np.arange(n), indices.numpy()]
+    assert np.all(found - oracle.min(1) <= rounding(queries, points))
+    np.testing.assert_allclose(distances.numpy(), found, rtol=(d + 4) * 2 * EPS, atol=1e-37)
+
+
+@functools.cache
+def neighbours_by_scikit_learn(d):
+    queries, points = random_points(1, 90, d), random_points(2, 150, d)
+    oracle = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(points.double().numpy())
+    return queries, points, *oracle.kneighbors(queries.double().numpy())
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("tile", [(1, 1), (3, 7), (64, 50), (1024, 1024)])
+@pytest.mark.parametrize("d", [1, 2, 3, 64])
+def test_same_neighbours_as_scikit_learn(monkeypatch, d, tile, search):
+    queries, points, distances, neighbours = neighbours_by_scikit_learn(d)
+    use_tile(monkeypatch, *tile)
+    clear = distances[:, 1] ** 2 - distances[:, 0] ** 2 > rounding(queries, points)
+    assert clear.mean() > 0.8
+    indices, squared = nearest(queries, points, search)
+    assert np.array_equal(indices.numpy()[clear], neighbours[clear, 0])
+    np.testing.assert_allclose(squared.sqrt().numpy()[clear], distances[clear, 0], rtol=1e-5)
+
+
+def test_same_neighbours_as_faiss_used_directly():
+    queries, points = random_points(3, 500, 32), random_points(4, 2500, 32)
+    index = faiss.IndexFlatL2(32)
+    index.add(points.numpy())
+    distances, neighbours = index.search(queries.numpy(), 2)
+    clear = distances[:, 1] - distances[:, 0] > rounding(queries, points)
+    assert clear.mean() > 0.9
+    for search in SEARCHES:
+        indices, squared = nearest(queries, points, search)
+        assert np.array_equal(indices.numpy()[clear], neighbours[clear, 0])
+        np.testing.assert_allclose(squared.numpy(), distances[:, 0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (2, 3), (5, 4), (100, 7), (100, 100)])
+def test_exact_ties_go_to_the_lowest_index_at_any_tile_size(monkeypatch, tile):
+    # Small whole numbers around 0: every product and sum is exact, so ties are ties.
+    half = random_points(5, 12, 3, scale=1.5).round()
+    points = torch.cat([half, -half, half, -half])
+    queries = random_points(6, 40, 3, scale=1.5).round()
+    use_tile(monkeypatch, *tile)
+    indices, _ = nearest(queries, points)
+    assert np.array_equal(indices.numpy(), all_squared_distances(queries, points).argmin(1))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("shift", [0.0, 1e4, -1e6])
+def test_every_point_is_its_own_nearest_at_distance_zero(monkeypatch, search, shift):
+    grid = torch.cartesian_prod(torch.arange(12.0), torch.arange(9.0)) + shift
+    use_tile(monkeypatch, 10, 10)
+    indices, distances = nearest(grid, grid, search)
+    assert torch.equal(indices, torch.arange(len(grid)))
+    assert torch.equal(distances, torch.zeros(len(grid)))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_distances_keep_their_digits_beside_a_far_outlier(search):
+    points = torch.tensor([[1e-3], [2e8]])
+    _, distances = nearest(torch.tensor([[3e-3]]), points, search)
+    assert distances.item() == pytest.approx(4e-6, rel=1e-5)
+
+
+def test_the_matrix_of_all_distances_is_never_held(monkeypatch):
+    product = torch.addmm
+    sizes = []
+
+    def recording(*args, **kwargs):
+        result = product(*args, **kwargs)
+        sizes.append(result.numel())
+        return result
+
+    use_tile(monkeypatch, 16, 32)
+    monkeypatch.setattr(torch, "addmm", recording)
+    # All queries are nearest to one tile's points: those don't make a larger one either.
+    nearest(torch.zeros(200, 4) + 1e-3, torch.cat([torch.zeros(1, 4), torch.ones(299, 4)]))
+    assert sizes
+    assert max(sizes) <= 16 * 32
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_half_precision_around_it_changes_nothing(search):
+    queries, points = random_points(7, 100, 16), random_points(8, 400, 16)
+    wanted = nearest(queries, points, search)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = nearest(queries, points, search)
+    assert torch.equal(found[0], wanted[0])
+    assert torch.equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_any_float_type_layout_and_gradient(search):
+    queries, points = random_points(9, 20, 6).half(), random_points(10, 30, 6).half()
+    wanted = nearest(queries.float(), points.float(), search)
+    for given_queries, given_points in [
+        (queries, points),
+        (queries.double(), points.double()),
+        (queries.float().T.contiguous().T, points.float().T.contiguous().T),
+        (queries.float().requires_grad_(), points.float().requires_grad_()),
+    ]:
+        before = given_points.detach().clone()
+        indices, distances = nearest(given_queries, given_points, search)
+        assert torch.equal(indices, wanted[0])
+        assert torch.equal(distances, wanted[1])
+        assert not distances.requires_grad
+        assert torch.equal(given_points.detach(), before)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_no_queries_give_no_neighbours(search):
+    indices, distances = nearest(torch.empty(0, 3), torch.randn(4, 3), search)
+    assert indices.shape == distances.shape == (0,)
+    assert indices.dtype == torch.int64
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", ["queries", "points"])
+def test_numbers_that_are_not_finite_are_refused(search, bad, place):
+    arrays = {"queries": random_points(11, 30, 4), "points": random_points(12, 30, 4)}
+    arrays[place][17, 2] = bad
+    with pytest.raises(GlannError, match="NaN"):
+        nearest(arrays["queries"], arrays["points"], search)
+
+
+@pytest.mark.parametrize(
+    ("queries", "points", "search", "message"),
+    [
+        ((3, 4), (5, 3), "torch", r"\(3, 4\) and points \(5, 3\) don't fit"),
+        ((4,), (5, 4), "torch", "don't fit"),
+        ((3, 4), (5, 4, 1), "faiss", "don't fit"),
+        ((3, 4), (0, 4), "torch", "no points"),
+        ((3, 4), (5, 4), "kd-tree", "'kd-tree' is unknown; wanted one of torch, faiss"),
+    ],
+)
+def test_what_does_not_fit_is_refused(queries, points, search, message):
+    with pytest.raises(GlannError, match=message):
+        nearest(torch.zeros(queries), torch.zeros(points), search)
+
+
+def test_without_faiss_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(GlannError, match=r"glann\[faiss\].*search = 'torch'"):
+        nearest(torch.zeros(1, 2), torch.zeros(1, 2), "faiss")

@@ -1,0 +1,454 @@
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save as to_bytes
+
+from glann import storage
+from glann.errors import GlannError
+
+OLD = {"weights": {"w": torch.arange(6.0).reshape(2, 3)}, "codes": {"z": torch.ones(4, 2)}}
+NEW = {"weights": {"w": torch.arange(6.0).reshape(2, 3) + 1}, "codes": {"z": torch.zeros(5, 2)}}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it is carried out."""
+
+
+def same(found, wanted):
+    return found.keys() == wanted.keys() and all(
+        found[part].keys() == wanted[part].keys()
+        and all(
+            found[part][key].dtype == tensor.dtype and torch.equal(found[part][key], tensor)
+            for key, tensor in wanted[part].items()
+        )
+        for part in wanted
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@contextlib.contextmanager
+def failing_at(number: int, error: BaseException):
+    """The disk fails in the middle of the `number`th file that is written."""
+    written = 0
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        nonlocal written
+        written += 1
+        if written == number:
+            os.ftruncate(handle, 3)
+            raise error
+        real(handle)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "fsync", fsync)
+        if isinstance(error, Killed):
+            monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+        yield
+    assert written >= number
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    storage.save(tmp_path / "run", "checkpoint", {"step": 1}, OLD)
+    return tmp_path / "run"
+
+
+# ---------------------------------------------------------------------- whole round
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(3),
+        torch.tensor(True),
+        torch.empty(0, 5),
+        torch.randn(3, 4),
+        torch.randn(3, 4, dtype=torch.float64),
+        torch.randn(3).bfloat16(),
+        torch.randn(3).half(),
+        torch.randint(0, 255, (2, 3), dtype=torch.uint8),
+        torch.randn(3, 4).T,
+        torch.randn(6)[::2],
+        torch.randn(4, requires_grad=True),
+        torch.tensor([float("nan"), float("inf"), -0.0]).nan_to_num(nan=1.0),
+    ],
+)
+def test_what_is_saved_is_loaded(tmp_path, tensor):
+    storage.save(tmp_path, "checkpoint", {"step": 3, "name": "é"}, {"part": {"a.b": tensor}})
+    manifest, parts = storage.load(tmp_path, "checkpoint")
+    assert manifest["step"] == 3
+    assert manifest["name"] == "é"
+    assert same(parts, {"part": {"a.b": tensor.detach()}})
+    parts["part"]["a.b"].zero_()  # loaded tensors can be written to
+
+
+def test_two_parts_of_one_tensor_are_kept_apart(tmp_path):
+    whole = torch.arange(10.0)
+    parts = {"part": {"a": whole[:4], "b": whole[4:]}}
+    storage.save(tmp_path, "k", {}, parts)
+    assert same(storage.load(tmp_path, "k")[1], parts)
+
+
+def test_saving_over_leaves_only_the_new(saved):
+    assert storage.is_saved(saved)
+    storage.save(saved, "checkpoint", {"step": 2}, NEW)
+    manifest, parts = storage.load(saved, "checkpoint")
+    assert manifest["step"] == 2
+    assert same(parts, NEW)
+    names = {entry["file"] for entry in manifest["files"].values()}
+    assert set(files(saved)) == names | {storage.MANIFEST}
+
+
+def test_a_part_that_is_gone_is_gone(saved):
+    storage.save(saved, "checkpoint", {}, {"codes": NEW["codes"]})
+    assert same(storage.load(saved, "checkpoint")[1], {"codes": NEW["codes"]})
+    assert len(files(saved)) == 2
+
+
+def test_files_of_others_in_the_folder_are_kept(saved):
+    others = ["model.safetensors", "weights-v2.safetensors", "log.jsonl", ".hidden", "a-0123.png"]
+    for name in others:
+        (saved / name).write_text("mine")
+    storage.save(saved, "checkpoint", {}, NEW)
+    assert all((saved / name).read_text() == "mine" for name in others)
+
+
+def test_the_same_content_gives_the_same_files(tmp_path):
+    for name in ("a", "b"):
+        storage.save(tmp_path / name, "k", {"step": 1}, OLD)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_fingerprint_tells_numbers_order_shape_and_type_apart():
+    images = torch.arange(12, dtype=torch.uint8).reshape(3, 4)
+    others = [
+        images.clone().index_fill_(0, torch.tensor(1), 0),
+        images.flip(0),
+        images.reshape(4, 3),
+        images.to(torch.int8),
+    ]
+    assert len({storage.fingerprint(tensor) for tensor in [images, *others]}) == 5
+    assert storage.fingerprint(images.T.contiguous().T) == storage.fingerprint(images)
+    assert storage.fingerprint(images.clone()) == storage.fingerprint(images)
+
+
+def test_holds_asks_for_the_kind(saved, tmp_path):
+    assert storage.holds(saved, "checkpoint")
+    assert not storage.holds(saved, "pipeline")
+    assert not storage.holds(tmp_path / "none", "checkpoint")
+
+
+def test_folders_may_be_given_as_text(tmp_path):
+    folder = str(tmp_path / "deep" / "run")
+    assert not storage.is_saved(folder)
+    storage.save(folder, "k", {}, OLD)
+    assert storage.is_saved(folder)
+    assert same(storage.load(folder, "k")[1], OLD)
+
+
+def test_a_manifest_is_read_without_torch(saved):
+    code = (
+        "import sys; from glann import storage; storage.read_manifest(sys.argv[1]); "
+        "assert 'torch' not in sys.modules and 'safetensors' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(saved)], check=True)
+
+
+# ---------------------------------------------------------------------- killed, disk full
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_full_disk_leaves_the_old_content_and_nothing_else(saved, number):
+    before = files(saved)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with failing_at(number, full), pytest.raises(GlannError, match=r"No space left.*free some"):
+        storage.save(saved, "checkpoint", {"step": 2}, NEW)
+    assert files(saved) == before
+    assert same(storage.load(saved, "checkpoint")[1], OLD)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_full_disk_at_the_first_save(tmp_path, number):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with failing_at(number, full), pytest.raises(GlannError):
+        storage.save(tmp_path, "checkpoint", {}, OLD)
+    assert not storage.is_saved(tmp_path)
+    assert files(tmp_path) == {}
+
+
+def test_a_full_disk_does_not_take_away_a_part_that_both_share(saved):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with failing_at(3, full), pytest.raises(GlannError):
+        storage.save(saved, "checkpoint", {}, {"weights": OLD["weights"], "codes": NEW["codes"]})
+    assert same(storage.load(saved, "checkpoint")[1], OLD)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_save_that_is_killed_leaves_the_old_content_and_the_next_tidies_up(saved, number):
+    before = files(saved)
+    with failing_at(number, Killed()), pytest.raises(Killed):
+        storage.save(saved, "checkpoint", {"step": 2}, NEW)
+    left = files(saved)
+    assert len(left) == len(before) + number
+    assert before.items() <= left.items()
+    manifest, parts = storage.load(saved, "checkpoint")
+    assert manifest["step"] == 1
+    assert same(parts, OLD)
+    storage.save(saved, "checkpoint", {"step": 2}, NEW)
+    assert same(storage.load(saved, "checkpoint")[1], NEW)
+    weights = [name for name in files(saved) if "safetensors" in name]
+    assert len(weights) == 2
+
+
+def test_a_folder_is_at_every_moment_the_old_or_the_new(saved, monkeypatch):
+    seen = []
+
+    def looking(name):
+        real = getattr(Path, name)
+
+        def call(*args, **kwargs):
+            real(*args, **kwargs)
+            manifest, parts = storage.load(saved, "checkpoint")
+            assert same(parts, OLD if manifest["step"] == 1 else NEW)
+            seen.append(manifest["step"])
+
+        return call
+
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, looking(name))
+    storage.save(saved, "checkpoint", {"step": 2}, NEW)
+    assert seen == sorted(seen)
+    assert set(seen) == {1, 2}
+
+
+def test_a_write_that_fails_midway_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "result.json"
+    storage.write_text(path, "old")
+
+    def write(file):
+        file.write(b"half of the n")
+        raise error
+
+    error = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(GlannError, match=r"result\.json can't be written: No space left"):
+        storage.write_atomically(path, write)
+    assert files(tmp_path) == {"result.json": b"old"}
+    error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_atomically(path, write)
+    assert files(tmp_path) == {"result.json": b"old"}
+
+
+def test_a_file_is_not_there_before_it_is_whole(tmp_path):
+    path = tmp_path / "x"
+
+    def write(file):
+        file.write(b"all")
+        file.flush()
+        assert not path.exists()
+
+    storage.write_atomically(path, write)
+    assert files(tmp_path) == {"x": b"all"}
+
+
+def test_all_is_on_the_disk_before_the_old_file_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    storage.write_text(path, "old")
+    synced = []
+
+    def fsync(handle):
+        synced.append(os.fstat(handle).st_size)
+        assert path.read_text() == "old"
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    storage.write_text(path, "something new")
+    assert synced == [13]
+    assert path.read_text() == "something new"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(GlannError, match=r"file/x can't be written"):
+        storage.write_text(tmp_path / "file" / "x", "text")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(GlannError, match=r"folder can't be written"):
+        storage.write_text(tmp_path / "folder", "text")
+    assert set(os.listdir(tmp_path)) == {"file", "folder"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_written_files_have_the_rights_of_any_new_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        storage.write_text(tmp_path / "x", "text")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+# ---------------------------------------------------------------------- damaged, newer, foreign
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pristine")
+    storage.save(folder, "checkpoint", {"step": 1}, OLD)
+    return folder
+
+
+def weights_of(folder: Path) -> Path:
+    manifest = json.loads((folder / storage.MANIFEST).read_text())
+    return folder / manifest["files"]["weights"]["file"]
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_a_damaged_byte_or_a_cut_is_noticed(pristine, data):
+    path = weights_of(pristine)
+    whole = path.read_bytes()
+    position = data.draw(st.integers(0, len(whole) - 1))
+    change = data.draw(st.integers(1, 255) | st.just(None))
+    damaged = bytearray(whole)
+    if change is None:
+        del damaged[position:]
+    else:
+        damaged[position] ^= change
+    try:
+        path.write_bytes(damaged)
+        with pytest.raises(GlannError, match=f"{path.name} is damaged"):
+            storage.load(pristine, "checkpoint")
+    finally:
+        path.write_bytes(whole)
+
+
+def test_saving_again_mends_a_damaged_file(saved):
+    path = weights_of(saved)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    storage.save(saved, "checkpoint", {"step": 1}, OLD)
+    assert same(storage.load(saved, "checkpoint")[1], OLD)
+
+
+def test_a_missing_part_is_named(saved):
+    path = weights_of(saved)
+    path.unlink()
+    with pytest.raises(GlannError, match=f"{path.name} can't be read"):
+        storage.load(saved, "checkpoint")
+
+
+def test_a_wrong_kind_is_refused(saved):
+    with pytest.raises(GlannError, match="holds a checkpoint; wanted a pipeline"):
+        storage.load(saved, "pipeline")
+    assert storage.read_manifest(saved)["glann"] == "checkpoint"
+
+
+def change_manifest(folder: Path, **changes) -> None:
+    path = folder / storage.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("version", [storage.FORMAT + 1, 10**30, "1", None, [1], 1.5])
+def test_a_newer_format_is_refused(saved, version):
+    change_manifest(saved, format=version)
+    with pytest.raises(GlannError, match=r"reads up to 1\. Install a newer glann"):
+        storage.load(saved, "checkpoint")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"x"', "null", '{"format": 1}', "\x00"])
+def test_what_is_no_manifest_is_refused(saved, text):
+    (saved / storage.MANIFEST).write_text(text)
+    with pytest.raises(GlannError, match=r"manifest\.json (is not a manifest|can't be read)"):
+        storage.load(saved, "checkpoint")
+
+
+def test_an_empty_folder_or_none_is_missing(tmp_path):
+    for folder in (tmp_path, tmp_path / "none"):
+        assert not storage.is_saved(folder)
+        with pytest.raises(GlannError, match=r"manifest\.json is missing"):
+            storage.load(folder, "checkpoint")
+
+
+def test_a_manifest_cannot_reach_outside_its_folder(saved):
+    secret = to_bytes({"w": torch.full((3,), 7.0)})
+    outside = saved.parent / "secret.safetensors"
+    outside.write_bytes(secret)
+    (saved / "sub").mkdir()
+    (saved / "sub" / "secret.safetensors").write_bytes(secret)
+    for name in ("../secret.safetensors", str(outside), "sub/secret.safetensors", "..", ".", ""):
+        entry = {"file": name, "sha256": hashlib.sha256(secret).hexdigest(), "bytes": len(secret)}
+        change_manifest(saved, files={"weights": entry})
+        with pytest.raises(GlannError, match="can't be read"):
+            storage.load(saved, "checkpoint")
+
+
+def test_a_name_that_no_file_can_have_is_refused(saved):
+    for name in ("\0", "x" * 5000, 3, None, ["x"]):
+        change_manifest(saved, files={"weights": {"file": name, "sha256": "", "bytes": 0}})
+        with pytest.raises(GlannError, match=r"manifest\.json is damaged|can't be read"):
+            storage.load(saved, "checkpoint")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["file", "sha256", "bytes", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(listed=json_values | st.fixed_dictionaries({"w": json_values}))
+@settings(deadline=None, max_examples=100)
+def test_whatever_a_manifest_lists_there_is_no_other_error(tmp_path_factory, listed):
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / storage.MANIFEST).write_text(
+        json.dumps({"glann": "checkpoint", "format": 1, "files": listed})
+    )
+    with contextlib.suppress(GlannError):
+        assert storage.load(folder, "checkpoint")[1] == {}
+    shutil.rmtree(folder)
+
+
+# ---------------------------------------------------------------------- text and JSON
+
+
+def test_json_round_trip(tmp_path):
+    content = {"text": "σ 😀", "numbers": [1, 2.5, None, True], "nested": {"a": []}}
+    storage.write_json(tmp_path / "deep" / "x.json", content)
+    assert storage.read_json(tmp_path / "deep" / "x.json") == content
+    text = (tmp_path / "deep" / "x.json").read_text(encoding="utf-8")
+    assert "σ" in text
+    assert re.search(r"^  \"text\"", text, re.MULTILINE)
+    assert text.endswith("}\n")
+
+
+def test_unreadable_json_is_named(tmp_path):
+    path = tmp_path / "x.json"
+    with pytest.raises(GlannError, match=r"x\.json is missing"):
+        storage.read_json(path)
+    for content in (b"{", b"\xff\xfe", b""):
+        path.write_bytes(content)
+        with pytest.raises(GlannError, match=r"x\.json can't be read"):
+            storage.read_json(path)
+    with pytest.raises(GlannError, match="can't be read"):
+        storage.read_json(tmp_path)
