@@ -139,6 +139,7 @@ imle_options = _options(
         is_flag=True,
         help="Save the training images' codes in the pipeline too, for `glann reconstruct`.",
     ),
+    click.option("--half", is_flag=True, help="Save the pipeline as float16, half the size."),
 )
 
 
@@ -192,6 +193,7 @@ def train(
     vgg_weights: str | None,
     search: str | None,
     with_codes: bool,
+    half: bool,
 ) -> None:
     """Both stages: from images to a saved pipeline.
 
@@ -207,7 +209,7 @@ def train(
     folder = run or RUNS / resolved.name
     how: dict[str, Any] = {"device": device, "progress": not quiet, "say": click.echo}
     runner.train_glo(resolved, folder, data=data, restart=restart, **how)
-    runner.train_imle(resolved, folder, with_codes=with_codes, **how)
+    runner.train_imle(resolved, folder, with_codes=with_codes, half=half, **how)
     click.echo(f"next      glann sample {folder}")
 
 
@@ -277,6 +279,7 @@ def train_imle(
     device: str,
     search: str | None,
     with_codes: bool,
+    half: bool,
 ) -> None:
     r"""Stage two: learn to sample the codes, and save the pipeline.
 
@@ -307,7 +310,7 @@ def train_imle(
         click.echo(f"next      glann sample {output} -n 1000 -o new-codes.npy")
         return
     folder = run or RUNS / resolved.name
-    runner.train_imle(resolved, folder, with_codes=with_codes, **how)
+    runner.train_imle(resolved, folder, with_codes=with_codes, half=half, **how)
     click.echo(f"next      glann sample {folder}")
 
 

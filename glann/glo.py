@@ -7,6 +7,7 @@ Bojanowski, Joulin, Lopez-Paz & Szlam, "Optimizing the latent space of generativ
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.decomposition import PCA
 
@@ -185,7 +186,8 @@ class GLO:
         chosen = permutation(seed, "pca", 0, n)[:PCA_IMAGES]
         components = min(self.code_dim, len(chosen), flat.shape[1])
         pca = PCA(components, svd_solver="randomized", random_state=seed % 2**32)
-        pca.fit(pixels.to_float(flat[chosen]).numpy())
+        with np.errstate(invalid="ignore"):  # images that are all alike have no variance to share
+            pca.fit(pixels.to_float(flat[chosen]).numpy())
         for first in range(0, n, PCA_IMAGES):
             part = pixels.to_float(flat[first : first + PCA_IMAGES]).numpy()
             codes[first : first + PCA_IMAGES, :components] += torch.from_numpy(

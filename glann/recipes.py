@@ -76,9 +76,10 @@ def load_recipe(name_or_path: str | Path | None, overrides: Sequence[str] = ()) 
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise GlannError(f"{path} can't be read as a recipe: {error}") from error
-    for override in overrides:
+    # Another code sampler has other settings: the recipe's are dropped before any are changed.
+    for override in sorted(overrides, key=lambda text: not text.startswith("imle.sampler")):
         _apply(content, override)
-    return make_recipe(name, content, str(name_or_path))
+    return make_recipe(name, content, str(name_or_path or name))
 
 
 def make_recipe(name: str, content: dict[str, Any], given: str = "") -> Recipe:
@@ -143,6 +144,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not dot:
         content[section] = value
     elif isinstance(content.setdefault(section, {}), dict):
+        if (section, name) == ("imle", "sampler") and content["imle"].get(name, "imle") != value:
+            content["imle"] = {}
         content[section][name] = value
 
 

@@ -95,11 +95,13 @@ def train_imle(
     progress: bool = True,
     restart: bool = False,
     with_codes: bool = False,
+    half: bool = False,
     say: Say = lambda text: None,
 ) -> GLANN:
     """Stage two: learn to sample the codes of `folder`/glo, and save `folder`/pipeline.
 
-    Args as in `train_glo`; `with_codes` saves the training images' codes in the pipeline too.
+    Args as in `train_glo`; `with_codes` saves the training images' codes in the pipeline too,
+    `half` saves numbers as float16.
     """
     device = str(pick_device(device))
     generator, codes, stage_one = load_stage_one(folder, recipe.given)
@@ -114,13 +116,15 @@ def train_imle(
         codes, seed=recipe.seed, device=device, folder=folder / "imle", progress=progress
     )
     seconds = getattr(sampler, "seconds_", 0.0)
+    data = storage.read_json(folder / "data.json")
     info = {
         "recipe": {"name": recipe.name, **recipe.sections()},
-        "data": storage.read_json(folder / "data.json"),
+        # Without the place: a pipeline goes to other machines.
+        "data": {key: value for key, value in data.items() if key != "place"},
         "seconds": {"glo": stage_one["seconds"], "imle": round(seconds, 3)},
     }
     pipeline = GLANN(generator, sampler, codes, info)
-    pipeline.save(folder / "pipeline", with_codes=with_codes)
+    pipeline.save(folder / "pipeline", with_codes=with_codes, half=half)
 
     gaussian = GLANN(generator, Gaussian().fit(codes))
     chosen = torch.arange(min(64, len(codes)))

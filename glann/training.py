@@ -86,6 +86,11 @@ class Batches:
                 f"there are {self.n} items to learn from, fewer than one batch of "
                 f"{self.batch_size}; give more, or set batch_size to at most {max(2, self.n)}"
             )
+        if self.n // self.per_epoch < 2:
+            raise GlannError(
+                f"{self.n} items in batches of at most {self.batch_size} leave one of a single "
+                "item, which BatchNorm can't normalise; set batch_size to 3 or more"
+            )
 
     @property
     def per_epoch(self) -> int:
@@ -191,6 +196,7 @@ class Training:
         self.identity = identity
         self.progress = progress
         self.step = 0
+        self._saved_step = 0  # nothing is lost of what is not begun
         self.done = False
         self.seconds = 0.0
         self._loss_sum: torch.Tensor | float = 0.0
@@ -219,6 +225,8 @@ class Training:
         torch.set_flush_denormal(False)
         if self._bar is not None:
             self._bar.close()
+        if kind is None and self._stop:  # in the last step: what comes next is not begun
+            raise self._interrupted()
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         # The step under way is finished first: half a step can't be resumed bit for bit.
@@ -250,6 +258,7 @@ class Training:
                     "--restart to begin anew"
                 )
         self.step, self.done = manifest["step"], manifest["done"]
+        self._saved_step = self.step
         self.seconds = manifest["seconds"]
         self._loss_sum, self._loss_count = manifest["loss_sum"], manifest["loss_count"]
         if not self.done:
@@ -283,7 +292,7 @@ class Training:
                 **more,
             }
             storage.save(self.folder, self.name, content, parts)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), self.step
 
     @property
     def elapsed(self) -> float:
@@ -307,17 +316,21 @@ class Training:
         )
         epoch_rows: list[torch.Tensor] = []
         while self.step < batches.steps:
-            if self._stop:
-                raise Interrupted(
-                    f"stopped by {self._stop} at step {self.step} of {batches.steps}; saved in "
-                    f"{self.folder}. The same command goes on from there"
-                )
+            # A signal that came after `checkpoint_due` was asked waits for one more step.
+            if self._stop and self._saved_step == self.step:
+                raise self._interrupted()
             epoch, position = divmod(self.step, batches.per_epoch)
             if not epoch_rows or position == 0:
                 epoch_rows = batches.epoch_of(seed, epoch)
             self._rows = len(epoch_rows[position])
             self.step += 1
             yield self.step - 1, epoch_rows[position]
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(
+            f"stopped by {self._stop} at step {self.step} of {self.batches.steps}; saved in "
+            f"{self.folder}. The same command goes on from there"
+        )
 
     @property
     def epoch(self) -> int:

@@ -365,3 +365,10 @@ def test_choices_and_ranges_are_told():
     help_of = {name: help_text for name, _, help_text in describe_settings()}
     assert help_of["glo.space"].endswith("(sphere, ball)")
     assert help_of["glo.width"].endswith("(4 to 512)")
+
+
+def test_another_sampler_by_override_drops_the_settings_of_the_first():
+    recipe = load_recipe("digits", ["imle.components=7", "imle.sampler=mixture"])
+    assert recipe.sections()["imle"]["sampler"] == "mixture"
+    assert recipe.imle.components == 7
+    assert load_recipe("digits", ["imle.sampler=imle"]) == load_recipe("digits")

@@ -654,12 +654,6 @@ def test_denormals_are_flushed_while_training_and_not_after(fails):
     assert float(tiny / 100) > 0
 
 
-# --------------------------------------------------------------------- not yet so
-
-PENDING = pytest.mark.xfail(strict=True)
-
-
-@PENDING
 @SIGNALS
 @pytest.mark.parametrize("step", [4, 14])
 def test_a_signal_between_the_save_and_the_next_step_loses_nothing(number, step, tmp_path):
@@ -679,7 +673,6 @@ def test_a_signal_between_the_save_and_the_next_step_loses_nothing(number, step,
     assert losses_after == losses[manifest["step"] :]
 
 
-@PENDING
 @SIGNALS
 def test_a_signal_in_the_last_step_is_not_forgotten(number, tmp_path):
     """Stage two must not begin after a Ctrl-C."""
@@ -689,7 +682,6 @@ def test_a_signal_in_the_last_step_is_not_forgotten(number, tmp_path):
     assert torch.equal(method(tmp_path)[0], method(None)[0])
 
 
-@PENDING
 @pytest.mark.parametrize(("n", "batch_size"), [(3, 2), (5, 2), (101, 2)])
 def test_a_batch_of_one_item_is_refused(n, batch_size):
     with pytest.raises(GlannError, match="set batch_size to 3 or more"):
