@@ -57,14 +57,14 @@ sample: install
 	$(BIN)/glann sample $(RUN) -o $(RUN)/samples.png $(ARGS)
 
 demo: install
-	$(BIN)/glann train digits
-	$(BIN)/glann sample runs/digits -n 100 --seed 1 -o runs/digits/samples.png
-	$(BIN)/glann interpolate runs/digits -o runs/digits/interpolation.png
+	@$(BIN)/glann train digits --run runs/demo
+	@$(BIN)/glann sample runs/demo -n 100 --seed 1 -o runs/demo/samples.png
+	@$(BIN)/glann interpolate runs/demo -o runs/demo/interpolation.png
 	@echo
-	@echo "Pictures, made a moment ago:"
-	@echo "  runs/digits/samples.png        100 digits that nobody wrote"
-	@echo "  runs/digits/side-by-side.png   reconstructions, one Gaussian, IMLE"
-	@echo "  runs/digits/interpolation.png  from one sample to another"
+	@echo "Look at the pictures in runs/demo:"
+	@echo "  samples.png        100 digits that nobody wrote"
+	@echo "  side-by-side.png   reconstructions, one Gaussian on the codes, IMLE"
+	@echo "  interpolation.png  from one sample to another"
 
 test: install-dev
 	$(BIN)/pytest $(ARGS)

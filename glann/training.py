@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import resource
 import signal
 import sys
 import threading
@@ -164,9 +163,13 @@ def load_optimiser_state(
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes (the GPU's where one is used)."""
+    """The most memory that this process has held, in bytes: the GPU's where one is used."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
 
