@@ -252,7 +252,7 @@ def test_stages_are_not_trained_again(run, tmp_path):
     assert snapshot("runs/quick/glo") | snapshot("runs/quick/imle") == before
 
 
-SLOW = ["--set", "glo.epochs=60", "--set", "imle.epochs=60"]
+SLOW = ["--set", "glo.epochs=120", "--set", "imle.epochs=150"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
