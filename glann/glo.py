@@ -139,7 +139,10 @@ class GLO:
             code_adam = CodeAdam(codes, saved["code_adam"])
             load_optimiser_state(optimiser, saved["optimiser"])
         else:
-            codes = hold(self._starting_codes(images, seed)).to(device)
+            codes = self._starting_codes(images, seed)
+            if self.space == "ball":  # all of it in use, rather than all codes on its surface
+                codes /= codes.norm(dim=1).max()
+            codes = hold(codes).to(device)
             code_adam = CodeAdam(codes)
         loss_of = make_loss(self.loss, (images.shape[2], images.shape[3]), device, self.vgg_weights)
         steps = training.batches.steps
@@ -185,13 +188,18 @@ class GLO:
         flat = images.flatten(1)
         chosen = permutation(seed, "pca", 0, n)[:PCA_IMAGES]
         components = min(self.code_dim, len(chosen), flat.shape[1])
-        pca = PCA(components, svd_solver="randomized", random_state=seed % 2**32)
+        # Whitened: on the sphere all directions then count alike, and detail is not squeezed into
+        # those of little variance, where a mapper's errors would be large beside it.
+        pca = PCA(components, whiten=True, svd_solver="randomized", random_state=seed % 2**32)
         with np.errstate(invalid="ignore"):  # images that are all alike have no variance to share
             pca.fit(pixels.to_float(flat[chosen]).numpy())
+        # What has no variance but rounding would be blown up to as much as the rest.
+        variance = pca.explained_variance_
+        components = int((variance > max(1e-10, 1e-6 * variance[0])).sum())
         for first in range(0, n, PCA_IMAGES):
             part = pixels.to_float(flat[first : first + PCA_IMAGES]).numpy()
             codes[first : first + PCA_IMAGES, :components] += torch.from_numpy(
-                pca.transform(part)
+                pca.transform(part)[:, :components]
             ).float()
         return codes
 

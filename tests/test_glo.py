@@ -122,6 +122,18 @@ def test_pca_start_is_sklearns(digits):
     # Up to each component's sign and the .01 of noise.
     for mine, theirs in zip(start.T, oracle.T, strict=True):
         assert abs(np.corrcoef(mine, theirs)[0, 1]) > 0.99
+    np.testing.assert_allclose(start.std(0), 1, atol=0.05)  # whitened
+
+
+def test_pca_start_of_images_in_few_dimensions(digits):
+    """What varies by rounding alone must not be blown up to as much as the rest."""
+    base = digits[:2].repeat(20, 1, 1, 1)  # two images: one dimension
+    start = GLO(code_dim=6)._starting_codes(base, 0)
+    assert 0.9 < start[:, 0].std() < 1.1
+    assert start[:, 1:].abs().max() < 0.1
+    alike = GLO(code_dim=6)._starting_codes(digits[:1].repeat(40, 1, 1, 1), 0)
+    assert alike.isfinite().all()
+    assert alike.abs().max() < 0.1
 
 
 def test_pca_start_with_fewer_images_than_dimensions(digits):
