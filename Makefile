@@ -1,4 +1,4 @@
-# make demo      set up, train both stages on the digits that ship with scikit-learn, sample
+# make demo      set up, train both stages on the digits that ship with scikit-learn, sample, compare
 # make test      set up, run the tests
 # make help      everything else
 
@@ -15,7 +15,7 @@ space := $(subst ,, )
 DEV_EXTRAS := $(subst $(space),$(comma),$(strip dev $(EXTRAS)))
 USER_EXTRAS := $(subst $(space),$(comma),$(strip $(EXTRAS)))
 
-.PHONY: help install install-dev train train-glo train-imle sample demo test lint format clean
+.PHONY: help install install-dev train train-glo train-imle sample compare demo test lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -24,6 +24,7 @@ help:
 	@echo "make train-imle  stage two                  PIPELINE=mnist"
 	@echo "make train       both stages                PIPELINE=mnist"
 	@echo "make sample      new images of what was trained"
+	@echo "make compare     GLANN beside GANs, scored  PIPELINE=mnist-short ARGS='--seeds 3'"
 	@echo "make lint        ruff and mypy              make format: let ruff mend"
 	@echo "make clean       delete .venv and caches; runs and data are kept"
 
@@ -56,15 +57,20 @@ train: install
 sample: install
 	$(BIN)/glann sample $(RUN) -o $(RUN)/samples.png $(ARGS)
 
+compare: install
+	$(BIN)/glann compare $(PIPELINE) $(ARGS)
+
 demo: install
 	@$(BIN)/glann train digits --run runs/demo
 	@$(BIN)/glann sample runs/demo -n 100 --seed 1 -o runs/demo/samples.png
 	@$(BIN)/glann interpolate runs/demo -o runs/demo/interpolation.png
+	@$(BIN)/glann compare digits --run runs/demo
 	@echo
 	@echo "Look at the pictures in runs/demo:"
 	@echo "  samples.png        100 digits that nobody wrote"
 	@echo "  side-by-side.png   reconstructions, one Gaussian on the codes, IMLE"
 	@echo "  interpolation.png  from one sample to another"
+	@echo "and, in a browser, at runs/demo/compare/report.html: GLANN beside two GANs, scored"
 
 test: install-dev
 	$(BIN)/pytest $(ARGS)

@@ -4,6 +4,9 @@ Commands import what they need when they run: `glann --help` doesn't wait for to
 """
 
 import json
+import shlex
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -27,6 +30,9 @@ COMMANDS = (
     "project",
     "interpolate",
     "inspect",
+    "evaluate",
+    "train-baseline",
+    "compare",
 )
 
 
@@ -314,6 +320,51 @@ def train_imle(
     click.echo(f"next      glann sample {folder}")
 
 
+@main.command("train-baseline")
+@click.argument("recipe")
+@click.option("--model", required=True, help="Such as ns-gan, wgan-gp, r3gan, vae, pixel-imle.")
+@data_option
+@recipe_options
+def train_baseline(
+    recipe: str,
+    model: str,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    restart: bool,
+    quiet: bool,
+    device: str,
+    data: str | None,
+) -> None:
+    r"""Train a GAN, a VAE or IMLE on pixels, on a recipe's images and with its generator.
+
+    RECIPE as in train-glo. The model's settings, published ones unless the recipe says otherwise,
+    are those of the recipe's section with its name:
+
+    \b
+      glann train-baseline mnist --model wgan-gp --set wgan-gp.images_seen=500000
+      glann sample runs/mnist/baselines/wgan-gp
+    """
+    resolved = _resolve(recipe, (f"compare.models={json.dumps([model])}", *overrides))
+    if dry_run:
+        click.echo(resolved.to_toml(), nl=False)
+        return
+    from glann import runner
+
+    folder = run or RUNS / resolved.name
+    runner.train_baseline(
+        _resolve(recipe, overrides),
+        model,
+        folder,
+        data=data,
+        device=device,
+        progress=not quiet,
+        restart=restart,
+        say=click.echo,
+    )
+    click.echo(f"next      glann sample {folder / 'baselines' / model}")
+
+
 # ---------------------------------------------------------------------- using a pipeline
 
 
@@ -481,6 +532,167 @@ def _numbers(text: str) -> list[int]:
         raise GlannError(
             f"'{text}' was given; wanted numbers with commas, such as 0,5,17"
         ) from error
+
+
+# ---------------------------------------------------------------------- comparing
+
+
+features_option = click.option(
+    "--features",
+    type=click.Choice(["auto", "classifier", "inception", "random", "pixels"]),
+    help="What scores are computed on: auto is a classifier of the labels where there are any, "
+    "else random convolutions.",
+)
+weights_option = click.option(
+    "--weights", type=click.Path(), help="File with Inception's weights, for --features inception."
+)
+
+
+@main.command()
+@click.argument("pipeline", required=False)
+@click.option("--fake", type=click.Path(path_type=Path), help="Score these images instead.")
+@click.option(
+    "--real",
+    type=click.Path(path_type=Path),
+    help="Against these.  [default: the test images that belong to PIPELINE's training images]",
+)
+@click.option(
+    "-n",
+    "n",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(50),
+    help="Samples and real images in a score, at the most.",
+)
+@features_option
+@weights_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for results.json, results.csv, pictures and report.html.",
+)
+@data_option
+@quiet_option
+@device_option
+def evaluate(
+    pipeline: str | None,
+    fake: Path | None,
+    real: Path | None,
+    n: int,
+    features: str | None,
+    weights: str | None,
+    output: Path | None,
+    data: str | None,
+    quiet: bool,
+    device: str,
+) -> None:
+    r"""Score a sampler's images against real ones: FID, KID, precision, recall and more.
+
+    PIPELINE is a run's folder, a pipeline's, a baseline's, or the name of one that ships. Beside
+    its samples stand the training images (the floor: what a perfect sampler would get), the
+    reconstructions and one Gaussian on the codes, which show what each stage loses.
+
+    \b
+      glann evaluate runs/digits
+      glann evaluate --real photos/ --fake somebodys-samples.npy
+    """
+    if (pipeline is None) == (fake is None):
+        raise click.UsageError("give either a PIPELINE or --fake IMAGES")
+    if fake is not None and real is None:
+        raise click.UsageError("--fake IMAGES needs --real IMAGES to be scored against")
+    from glann import comparison
+    from glann.report import markdown_table
+
+    rows = comparison.evaluate(
+        pipeline,
+        real=real,
+        fake=fake,
+        data=data,
+        folder=output,
+        samples=n,
+        features=features or "auto",
+        weights=weights,
+        device=device,
+        progress=not quiet,
+        command=_command(),
+    )
+    click.echo(markdown_table({"rows": rows}))
+    if output is not None:
+        click.echo(f"look at   {output / 'report.html'}")
+
+
+@main.command("compare")
+@click.argument("recipe")
+@click.option("--models", help="Baselines, with commas.  [default: as in the recipe]")
+@click.option("--seeds", type=click.IntRange(1), help="Runs of each.  [default: as in the recipe]")
+@click.option(
+    "--budget-seconds",
+    type=click.FloatRange(1),
+    help="Train each model for about so long, instead of the recipe's lengths in images seen.",
+)
+@features_option
+@weights_option
+@data_option
+@recipe_options
+def compare(
+    recipe: str,
+    models: str | None,
+    seeds: int | None,
+    budget_seconds: float | None,
+    features: str | None,
+    weights: str | None,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    restart: bool,
+    quiet: bool,
+    device: str,
+    data: str | None,
+) -> None:
+    r"""GLANN beside GANs and others: same images, same generator, same scores.
+
+    RECIPE as in train-glo; its section [compare] says which models, and each model's own section
+    how long it is trained. What is trained already is only scored; the same command goes on where
+    it was stopped, and models and seeds can be added.
+
+    \b
+      glann compare digits
+      glann compare mnist-short --models ns-gan,r3gan --seeds 3
+    """
+    extra = []
+    if models is not None:
+        extra.append(f"compare.models={json.dumps([name.strip() for name in models.split(',')])}")
+    if seeds is not None:
+        extra.append(f"compare.seeds={seeds}")
+    if features is not None:
+        extra.append(f"compare.features={features}")
+    resolved = _resolve(recipe, (*overrides, *extra))
+    if dry_run:
+        click.echo(resolved.to_toml(), nl=False)
+        return
+    from glann import comparison
+
+    folder = run or RUNS / resolved.name
+    if restart:
+        shutil.rmtree(folder / "compare", ignore_errors=True)
+    report = comparison.compare(
+        resolved,
+        folder,
+        command=_command(),
+        data=data,
+        device=device,
+        progress=not quiet,
+        budget_seconds=budget_seconds,
+        weights=weights,
+        say=click.echo,
+    )
+    click.echo(f"look at   {report}")
+
+
+def _command() -> str:
+    """What the user typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 # ---------------------------------------------------------------------- looking

@@ -64,6 +64,15 @@ class _Gaussians:
 class Gaussian(_Gaussians):
     """One Gaussian with the codes' mean and covariance."""
 
+    @classmethod
+    def standard(cls, dim: int) -> "Gaussian":
+        """N(0, I) of `dim` numbers, not learned from anything: the noise of GANs and VAEs."""
+        content = {"settings": {}, "on_sphere": False}
+        eye = torch.eye(dim)[None]
+        tensors = {"weights": torch.ones(1), "means": torch.zeros(1, dim), "factors": eye}
+        standard: Gaussian = cls.from_state(content, tensors)
+        return standard
+
     def fit(
         self,
         codes: object,

@@ -21,6 +21,7 @@ from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
 from glann.training import (
     SCHEDULES,
+    SNAPSHOT,
     Batches,
     Parts,
     Training,
@@ -143,6 +144,9 @@ class IMLE:
             optimiser.step()
 
             training.record(loss, lr=lr)
+            if training.picture_due:
+                shown = noise(seed, "snapshot", 0, SNAPSHOT, self.noise_dim).to(device)
+                training.snapshot(_candidates(mapper, shown).cpu())
             if training.checkpoint_due:
                 training.save(
                     {

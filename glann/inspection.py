@@ -17,6 +17,8 @@ def describe(target: str | Path) -> Rows:
     try:
         if (folder / "recipe.toml").is_file():
             return _run(folder)
+        if (folder / "pipeline").is_dir() and is_saved(folder):
+            return [("training", _progress(folder)), *_pipeline(folder / "pipeline")]
         if is_saved(folder) and read_manifest(folder)["glann"] != "pipeline":
             return _other(folder)
         return _pipeline(find_pipeline(target))
@@ -38,6 +40,8 @@ def _run(folder: Path) -> Rows:
         rows += [("stage two", stage_two), *_pipeline(folder / "pipeline")]
     else:
         rows += [("stage two", stage_two), ("pipeline", "not saved yet")]
+    for baseline in sorted((folder / "baselines").glob("*/")):
+        rows.append((baseline.name, _progress(baseline)))
     pictures = sorted(folder.glob("*.png")) + sorted(folder.glob("*/*.png"))[-1:]
     rows += [("picture", str(path)) for path in pictures]
     return rows
@@ -72,7 +76,10 @@ def _pipeline(folder: Path) -> Rows:
         ("code sampler", manifest["sampler"]["name"]),
         ("  settings", _settings(manifest["sampler"]["settings"])),
     ]
-    if "recipe" in info:
+    if "model" in info:
+        rows.append(("model", info["model"]))
+        rows.append(("  settings", _settings(info["settings"])))
+    elif "recipe" in info:
         recipe = info["recipe"]
         rows.append(("recipe", f"{recipe['name']}, seed {recipe['seed']}"))
         rows.append(("  glo", _settings(recipe["glo"])))

@@ -123,7 +123,9 @@ def load_vgg16(weights: str | None = None) -> nn.Sequential:
     `.safetensors`.
     """
     network = vgg16_features()
-    state = _fetch_vgg16() if weights is None else _read_weights(Path(weights))
+    state = (
+        _fetch_vgg16() if weights is None else read_weights(Path(weights), "vgg_weights", _VGG16)
+    )
     state = {str(key).removeprefix("features."): value for key, value in state.items()}
     wanted = network.state_dict()
     missing = [key for key, value in wanted.items() if _shape(state.get(key)) != value.shape]
@@ -152,12 +154,16 @@ def _fetch_vgg16() -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+_VGG16 = "the state of torchvision's vgg16 (vgg16-397923af.pth, or as .safetensors)"
+
+
+def read_weights(path: Path, option: str, wanted: str) -> dict[str, torch.Tensor]:
+    """Tensors by name from a file, `.safetensors` or a pickle that holds nothing else.
+
+    `option` and `wanted` say in errors where the path was given and what the file should be.
+    """
     if not path.is_file():
-        raise GlannError(
-            f"vgg_weights: {path} is not a file; wanted the state of torchvision's vgg16 "
-            "(vgg16-397923af.pth, or as .safetensors)"
-        )
+        raise GlannError(f"{option}: {path} is not a file; wanted {wanted}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -165,7 +171,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             return dict(load_file(path))
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # a damaged file raises almost anything
-        raise GlannError(f"vgg_weights: {path} can't be read as weights: {error}") from error
+        raise GlannError(f"{option}: {path} can't be read as weights: {error}") from error
 
 
 class Perceptual(nn.Module):

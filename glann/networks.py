@@ -1,4 +1,4 @@
-"""The networks: generator (code → image) and mapper (noise → code)."""
+"""The networks: generator (code → image), encoder (image → numbers), mapper (noise → code)."""
 
 import contextlib
 import itertools
@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
+from torch.nn.utils.parametrizations import spectral_norm
 
 from glann.images import crop
+
+NORMS = ("batch", "spectral", "none")
+"""Normalisations of an encoder."""
 
 
 @contextlib.contextmanager
@@ -34,6 +39,13 @@ def to_ball(codes: torch.Tensor) -> torch.Tensor:
     """Scale the rows of `(n, code_dim)` with a norm above 1 down to norm 1."""
     norms: torch.Tensor = codes.norm(dim=1, keepdim=True)
     return codes / norms.clamp_min(1)
+
+
+def _pyramid(size: tuple[int, int], width: int) -> tuple[tuple[int, int], list[int]]:
+    """How images are halved: (the smallest map's size, channels of each halving's result)."""
+    halvings = max(2, math.ceil(math.log2(max(size) / 8)))
+    height, width_of_image = (math.ceil(side / 2**halvings) for side in size)
+    return (height, width_of_image), [min(512, width * 2**i) for i in range(halvings)]
 
 
 class Generator(nn.Module):
@@ -76,21 +88,20 @@ class Generator(nn.Module):
         }
         self.image_shape = (channels, height, width_of_image)
         self.on_sphere = on_sphere
-        doublings = max(2, math.ceil(math.log2(max(height, width_of_image) / 8)))
-        first_size = [math.ceil(side / 2**doublings) for side in (height, width_of_image)]
-        widths = [min(512, width * 2**i) for i in reversed(range(doublings))]
+        smallest, widths = _pyramid((height, width_of_image), width)
+        widths.reverse()
 
         def norm(features: int, kind: type[nn.Module]) -> list[nn.Module]:
             return [kind(features)] if batch_norm else []
 
-        features = widths[0] * first_size[0] * first_size[1]
+        features = widths[0] * smallest[0] * smallest[1]
         layers: list[nn.Module] = [
             nn.Linear(code_dim, hidden, bias=False),
             nn.LeakyReLU(0.2),
             nn.Linear(hidden, features, bias=not batch_norm),
             *norm(features, nn.BatchNorm1d),
             nn.LeakyReLU(0.2),
-            nn.Unflatten(1, (widths[0], *first_size)),
+            nn.Unflatten(1, (widths[0], *smallest)),
         ]
         for inputs, outputs in itertools.pairwise(widths):
             layers += [
@@ -108,6 +119,57 @@ class Generator(nn.Module):
         """Codes `(n, code_dim)` → images, float `(n, channels, height, width)` in [0, 1]."""
         images: torch.Tensor = self.layers(to_sphere(codes) if self.on_sphere else codes)
         return crop(images, self.image_shape[1:])
+
+
+class Encoder(nn.Module):
+    """Image → numbers: the generator turned round.  With one number, a GAN's discriminator.
+
+    For 28×28 and 32×32 images it is InfoGAN's discriminator, as in Lucic et al. (arXiv 1711.10337):
+    conv 64 – conv 128 – FC 1024 – FC, 4×4 kernels with stride 2, LeakyReLU .2.
+
+    Args:
+        image_shape: (channels, height, width), each side from 8 to 256.
+        outputs: numbers that come out.
+        width: channels after the first layer; each halving has twice as many, up to 512.
+        hidden: units of the layer before the last.
+        norm: "batch": BatchNorm before each activation but the first; "spectral": every layer's
+            weights divided by their spectral norm (Miyato et al., arXiv 1802.05957); "none".
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        outputs: int = 1,
+        width: int = 64,
+        hidden: int = 1024,
+        norm: str = "none",
+    ) -> None:
+        super().__init__()
+        channels, height, width_of_image = image_shape
+        smallest, widths = _pyramid((height, width_of_image), width)
+        factor = 2 ** len(widths)
+        self.padding = (0, smallest[1] * factor - width_of_image, 0, smallest[0] * factor - height)
+
+        def layer(made: nn.Module) -> nn.Module:
+            return spectral_norm(made) if norm == "spectral" else made
+
+        def after(features: int, kind: type[nn.Module]) -> list[nn.Module]:
+            return [*([kind(features)] if norm == "batch" else []), nn.LeakyReLU(0.2)]
+
+        bias = norm != "batch"
+        layers = [layer(nn.Conv2d(channels, widths[0], 4, 2, 1)), nn.LeakyReLU(0.2)]
+        for inputs, features in itertools.pairwise(widths):
+            layers.append(layer(nn.Conv2d(inputs, features, 4, 2, 1, bias=bias)))
+            layers += after(features, nn.BatchNorm2d)
+        flat = widths[-1] * smallest[0] * smallest[1]
+        layers += [nn.Flatten(), layer(nn.Linear(flat, hidden, bias=bias))]
+        layers += [*after(hidden, nn.BatchNorm1d), layer(nn.Linear(hidden, outputs))]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Float images `(n, c, h, w)` in [0, 1] → `(n, outputs)`."""
+        numbers: torch.Tensor = self.layers(pad(images, self.padding))
+        return numbers
 
 
 class Mapper(nn.Module):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from glann.errors import GlannError
 from glann.settings import nearest_name
-from glann.storage import is_saved
+from glann.storage import holds, is_saved
 
 RUNS = Path("runs")
 """Runs are written to runs/NAME under the current folder."""
@@ -46,9 +46,9 @@ def find_recipe(name: str | Path) -> Path:
 def find_pipeline(target: str | Path) -> Path:
     """The folder of a saved pipeline: a pipeline's, a run's, or a shipped one by name."""
     path = Path(target)
-    for folder in (path, path / "pipeline"):
-        if is_saved(folder):
-            return folder
+    saved = [folder for folder in (path, path / "pipeline") if is_saved(folder)]
+    if saved:  # a baseline's folder holds its training too
+        return next((folder for folder in saved if holds(folder, "pipeline")), saved[0])
     pipelines = shipped_pipelines()
     if str(target) in pipelines:
         return pipelines[str(target)]

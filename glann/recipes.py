@@ -1,7 +1,7 @@
 """Recipes: a TOML file that says what a pipeline is, strict in every key.
 
-A recipe's sections are the settings of the classes that use them (`Data`, `GLO`, and `IMLE` or
-another code sampler), so a default is written down once.
+A recipe's sections are the settings of the classes that use them (`Data`, `GLO`, `IMLE` or another
+code sampler, and a section for each baseline), so a default is written down once.
 """
 
 import dataclasses
@@ -14,17 +14,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glann.baselines import MODELS
+from glann.baselines.sampler import NoiseSampler
 from glann.data import Data
 from glann.errors import GlannError
+from glann.evaluation.features import FEATURES
 from glann.glo import GLO
 from glann.pipeline import CODE_SAMPLERS, sampler_name
 from glann.places import find_recipe
 from glann.settings import as_dict, check, check_value, nearest_name, setting
 
 
+@dataclass(kw_only=True)
+class Compare:
+    """What `glann compare` compares, and how: the [compare] section of a recipe."""
+
+    models: list[str] = setting(
+        ["ns-gan", "wgan-gp"], "baselines to compare GLANN with", choices=tuple(MODELS)
+    )
+    seeds: int = setting(1, "runs of each model: the recipe's seed, and those after it", minimum=1)
+    samples: int = setting(10_000, "samples and real images in a score, at the most", minimum=50)
+    features: str = setting("auto", "what scores are computed on", choices=FEATURES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a pipeline is: data, both stages and the seed."""
+    """What a pipeline is, data, both stages and the seed, and what it is compared with."""
 
     name: str
     given: str  # how it was asked for: a shipped recipe's name, or a path
@@ -32,11 +47,17 @@ class Recipe:
     data: Data
     glo: GLO
     imle: Any  # an unfitted code sampler: IMLE, Gaussian or Mixture
+    compare: Compare
+    baselines: dict[str, NoiseSampler]  # unfitted, each of MODELS
 
     def sections(self) -> dict[str, Any]:
         """All settings as nested dicts, as in the TOML; those that are None are left out."""
         imle = {"sampler": sampler_name(self.imle), **as_dict(self.imle)}
         sections = {"data": as_dict(self.data), "glo": as_dict(self.glo), "imle": imle}
+        sections["compare"] = as_dict(self.compare)
+        for name, baseline in self.baselines.items():
+            if name in self.compare.models or baseline != _baseline(name, {}, self.glo):
+                sections[name] = as_dict(baseline)
         return {"seed": self.seed} | {
             name: {key: value for key, value in section.items() if value is not None}
             for name, section in sections.items()
@@ -52,7 +73,7 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
 
-SECTIONS = ("data", "glo", "imle")
+SECTIONS = ("data", "glo", "imle", "compare", *MODELS)
 
 
 def _toml(value: object) -> str:
@@ -98,12 +119,15 @@ def make_recipe(name: str, content: dict[str, Any], given: str = "") -> Recipe:
             f"imle.sampler = {sampler!r} is not a code sampler; "
             + nearest_name(str(sampler), CODE_SAMPLERS)
         )
+    glo = _section("glo", GLO, content.get("glo", {}))
     recipe = Recipe(
         name=name,
         given=given or name,
         data=_section("data", Data, content.get("data", {})),
-        glo=_section("glo", GLO, content.get("glo", {})),
+        glo=glo,
         imle=_section("imle", CODE_SAMPLERS[sampler], imle, also=("sampler",)),
+        compare=_section("compare", Compare, content.get("compare", {})),
+        baselines={model: _baseline(model, content.get(model, {}), glo) for model in MODELS},
     )
     seed = content.get("seed", 0)
     (field,) = (field for field in dataclasses.fields(Recipe) if field.name == "seed")
@@ -111,8 +135,21 @@ def make_recipe(name: str, content: dict[str, Any], given: str = "") -> Recipe:
     return dataclasses.replace(recipe, seed=seed)
 
 
+def _baseline(model: str, content: dict[str, Any], glo: GLO) -> NoiseSampler:
+    """A baseline with its published settings and GLANN's generator, but for what `content` says."""
+    kind, published = MODELS[model]
+    generator = {"noise_dim": glo.code_dim, "width": glo.width, "hidden": glo.hidden}
+    defaults = {**generator, "batch_norm": glo.batch_norm, **published}
+    baseline: NoiseSampler = _section(model, kind, content, defaults=defaults)
+    return baseline
+
+
 def _section(
-    name: str, kind: type[Any], content: dict[str, Any], also: tuple[str, ...] = ()
+    name: str,
+    kind: type[Any],
+    content: dict[str, Any],
+    also: tuple[str, ...] = (),
+    defaults: dict[str, Any] | None = None,
 ) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind) if field.metadata}
     annotations = typing.get_type_hints(kind)
@@ -127,7 +164,7 @@ def _section(
                 content = {**content, key: float(value)}  # 2 and 2.0 are one setting
             except OverflowError:
                 content = {**content, key: math.inf}  # out of every range
-    settings = kind(**content)
+    settings = kind(**{**(defaults or {}), **content})
     check(settings, name)
     return settings
 
@@ -152,9 +189,16 @@ def _apply(content: dict[str, Any], override: str) -> None:
 def describe_settings() -> list[tuple[str, str, str]]:
     """Every setting of a recipe: (name, default as in TOML, help with range or choices)."""
     rows = [("seed", "0", "of everything random")]
-    kinds = [("data", Data), ("glo", GLO)]
+    kinds: list[tuple[str, type[Any]]] = [("data", Data), ("glo", GLO)]
     kinds += [("imle", kind) for kind in CODE_SAMPLERS.values()]
+    kinds.append(("compare", Compare))
+    kinds += [(kind.name.upper(), kind) for kind in dict.fromkeys(k for k, _ in MODELS.values())]
     for section, kind in kinds:
+        for model, (model_kind, published) in MODELS.items():
+            if model_kind is kind:
+                same = ", ".join(f"{key} {value}" for key, value in published.items())
+                text = f"section of {section}'s settings, below; here: {same or 'as they are'}"
+                rows.append((f"[{model}]", "", text))
         if section == "imle":
             label = next(name for name, other in CODE_SAMPLERS.items() if other is kind)
             rows.append(("imle.sampler", json.dumps(label), f"{kind.__doc__}".splitlines()[0]))

@@ -2,11 +2,12 @@
 
 runs/NAME/
 recipe.toml  environment.json  data.json    what ran, on what, on which images
-glo/  imle/                                 checkpoint or result, log.jsonl, pictures
-pipeline/                                   the saved pipeline
+glo/  imle/  baselines/NAME/                checkpoint or result, log.jsonl, pictures
+pipeline/                                   the saved pipeline; each baseline has its own
 samples.png  side-by-side.png               what came out
 """
 
+import copy
 import os
 import platform
 import shutil
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from glann import storage
+from glann.baselines import MODELS
 from glann.codes import as_codes
 from glann.data import Data, Images, load
 from glann.density import Gaussian
@@ -30,6 +32,7 @@ from glann.networks import Generator
 from glann.pipeline import GLANN, sampler_name, save_sampler, versions
 from glann.places import find_pipeline
 from glann.recipes import Recipe, load_recipe
+from glann.settings import as_dict, nearest_name
 from glann.training import pick_device
 
 Say = Callable[[str], object]
@@ -66,16 +69,7 @@ def train_glo(
     n, channels, height, width = images.images.shape
     say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
     say(f"run       {folder} on {device}, seed {recipe.seed}")
-    storage.write_json(
-        folder / "data.json",
-        {
-            "source": images.source,
-            "place": images.place,
-            "shape": list(images.images.shape),
-            "labels": images.labels is not None,
-            "fingerprint": images.fingerprint,
-        },
-    )
+    storage.write_json(folder / "data.json", {**about(images), "place": images.place})
     _note_environment(folder, device)
     glo = recipe.glo.fit(
         images.images, seed=recipe.seed, device=device, folder=folder / "glo", progress=progress
@@ -117,8 +111,10 @@ def train_imle(
     )
     seconds = getattr(sampler, "seconds_", 0.0)
     data = storage.read_json(folder / "data.json")
+    sections = recipe.sections()
     info = {
-        "recipe": {"name": recipe.name, **recipe.sections()},
+        "recipe": {"name": recipe.name}
+        | {key: sections[key] for key in ("seed", "data", "glo", "imle")},
         # Without the place: a pipeline goes to other machines.
         "data": {key: value for key, value in data.items() if key != "place"},
         "seconds": {"glo": stage_one["seconds"], "imle": round(seconds, 3)},
@@ -140,6 +136,81 @@ def train_imle(
     say(f"pipeline  {folder / 'pipeline'}")
     say(f"look at   {folder / 'samples.png'} and {folder / 'side-by-side.png'}")
     return pipeline
+
+
+def trained(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    say: Say = lambda text: None,
+) -> GLANN:
+    """A run's pipeline with its codes: trained if it isn't yet.  Args as in `train_glo`."""
+    if storage.is_saved(folder / "pipeline"):
+        _claim(folder, recipe, load(recipe.data, data).fingerprint)
+    else:
+        train_glo(recipe, folder, data=data, device=device, progress=progress, say=say)
+        train_imle(recipe, folder, device=device, progress=progress, say=say)
+    return load_with_codes(folder, device)
+
+
+def train_baseline(
+    recipe: Recipe,
+    model: str,
+    folder: Path,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    restart: bool = False,
+    say: Say = lambda text: None,
+) -> GLANN:
+    """Learn the recipe's images with one of its baselines, in `folder`/baselines/`model`.
+
+    Args as in `train_glo`; `model` is one of `glann.baselines.MODELS`.
+    """
+    if model not in MODELS:
+        raise GlannError(f"there is no model '{model}'; {nearest_name(model, MODELS)}")
+    device = str(pick_device(device))
+    images = load(recipe.data, data)
+    part = folder / "baselines" / model
+    if restart:
+        shutil.rmtree(part, ignore_errors=True)
+    _claim(folder, recipe, images.fingerprint)
+    n, channels, height, width = images.images.shape
+    say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
+    say(f"run       {part} on {device}, seed {recipe.seed}")
+    storage.write_json(folder / "data.json", {**about(images), "place": images.place})
+    _note_environment(folder, device)
+    sampler = copy.copy(recipe.baselines[model]).fit(
+        images.images, seed=recipe.seed, device=device, folder=part, progress=progress
+    )
+    pipeline = sampler.pipeline_
+    pipeline.info = {
+        "model": model,
+        "settings": {"seed": recipe.seed, **as_dict(sampler)},
+        "recipe": {key: recipe.sections()[key] for key in ("seed", "data")},
+        "data": about(images),
+        "seconds": {model: round(sampler.seconds_, 3)},
+    }
+    pipeline.save(part / "pipeline")
+    save_grid(pipeline.sample(64, recipe.seed), part / "samples.png", columns=8)
+    say(f"{model:9} {sampler.seconds_:.0f} s of training, {sampler.images_seen:,} images seen")
+    say(f"pipeline  {part / 'pipeline'}")
+    say(f"look at   {part / 'samples.png'}")
+    return pipeline
+
+
+def about(images: Images) -> dict[str, Any]:
+    """What a pipeline's manifest says of its training images (JSON)."""
+    return {
+        "source": images.source,
+        "shape": list(images.images.shape),
+        "labels": images.labels is not None,
+        "fingerprint": images.fingerprint,
+    }
 
 
 def train_on_codes(
@@ -206,13 +277,8 @@ def training_images(pipeline: GLANN, data: str | None = None) -> Images:
 
     Refused with a GlannError if they are not the same in the same order: codes belong to them.
     """
-    try:
-        wanted = pipeline.info["data"]["fingerprint"]
-        section = Data(**pipeline.info["recipe"]["data"])
-    except (KeyError, TypeError) as error:
-        raise GlannError(
-            "this pipeline doesn't say which images it was trained on; use --no-originals"
-        ) from error
+    section = data_of(pipeline)
+    wanted = pipeline.info["data"]["fingerprint"]
     images = load(section, data)
     if images.fingerprint != wanted:
         raise GlannError(
@@ -221,6 +287,18 @@ def training_images(pipeline: GLANN, data: str | None = None) -> Images:
             "where they are with --data, or use --no-originals"
         )
     return images
+
+
+def data_of(pipeline: GLANN) -> Data:
+    """The [data] section of the recipe that a pipeline was trained by."""
+    try:
+        str(pipeline.info["data"]["fingerprint"])
+        return Data(**pipeline.info["recipe"]["data"])
+    except (KeyError, TypeError) as error:
+        raise GlannError(
+            "this pipeline doesn't say which images it was trained on; give them with --real "
+            "(glann evaluate), or use --no-originals (glann reconstruct)"
+        ) from error
 
 
 def load_stage_one(
@@ -279,19 +357,23 @@ def _refuse(folder: Path, difference: str) -> None:
     )
 
 
+def environment(device: str) -> dict[str, Any]:
+    """What a result may depend on: versions, machine, threads (JSON)."""
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+    }
+
+
 def _note_environment(folder: Path, device: str) -> None:
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    storage.write_json(
-        folder / "environment.json",
-        {
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "versions": versions(),
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": device,
-            "gpu": gpu,
-        },
-    )
+    content = {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **environment(device),
+    }
+    storage.write_json(folder / "environment.json", content)

@@ -13,17 +13,20 @@ A method owns its loop and its step; this module counts, logs and saves:
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import signal
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -39,7 +42,10 @@ LOG_STEPS = 100
 """Steps between two lines of the log, at the most."""
 
 PICTURES = 10
-"""Progress pictures of a run, about."""
+"""Moments of a run, evenly spread, at which progress is shown; the last is its end."""
+
+SNAPSHOT = 1000
+"""Samples kept of such a moment, from which scores against time are computed afterwards."""
 
 SCHEDULES = ("one-cycle", "cosine", "halving", "constant")
 
@@ -77,7 +83,7 @@ class Batches:
 
     n: int
     batch_size: int
-    epochs: int
+    epochs: float
 
     def __post_init__(self) -> None:
         if self.n < self.batch_size:
@@ -99,7 +105,14 @@ class Batches:
     @property
     def steps(self) -> int:
         """Steps in all."""
-        return self.per_epoch * self.epochs
+        return max(1, round(self.per_epoch * self.epochs))
+
+    @property
+    def items(self) -> int:
+        """Items seen in all, each as often as it is."""
+        whole, rest = divmod(self.steps, self.per_epoch)
+        smaller, larger = divmod(self.n, self.per_epoch)  # tensor_split's larger batches go first
+        return whole * self.n + rest * smaller + min(rest, larger)
 
     def epoch_of(self, seed: int, epoch: int) -> list[torch.Tensor]:
         """The rows of each batch of an epoch, int64, in an order that depends on (seed, epoch)."""
@@ -128,11 +141,16 @@ def learning_rate(schedule: str, base: float, step: int, steps: int) -> float:
     raise GlannError(f"schedule = {schedule!r} is unknown; wanted one of {', '.join(SCHEDULES)}")
 
 
-def adam(network: torch.nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
-    """Adam with β = (.5, .999), as in the authors' code."""
+def adam(
+    network: torch.nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.5, 0.999),
+) -> torch.optim.Adam:
+    """Adam, by default with β = (.5, .999) as in the authors' code."""
     # Fused: on a CPU its plain loops cost a third of a step of these small networks.
     return torch.optim.Adam(
-        network.parameters(), lr=lr, betas=(0.5, 0.999), weight_decay=weight_decay, fused=True
+        network.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True
     )
 
 
@@ -202,6 +220,7 @@ class Training:
         self._saved_step = 0  # nothing is lost of what is not begun
         self.done = False
         self.seconds = 0.0
+        self.cpu_seconds = 0.0
         self._loss_sum: torch.Tensor | float = 0.0
         self._loss_count = 0
         self._lr = 0.0
@@ -210,6 +229,7 @@ class Training:
 
     def __enter__(self) -> "Training":
         self._began = self._saved_at = self._logged_at = self._printed_at = time.monotonic()
+        self._cpu_began = time.process_time()
         torch.set_flush_denormal(True)  # Adam's small moments are denormals, which CPUs crawl on
         self._handlers = {}
         if self.folder and threading.current_thread() is threading.main_thread():
@@ -262,7 +282,7 @@ class Training:
                 )
         self.step, self.done = manifest["step"], manifest["done"]
         self._saved_step = self.step
-        self.seconds = manifest["seconds"]
+        self.seconds, self.cpu_seconds = manifest["seconds"], manifest.get("cpu_seconds", 0.0)
         self._loss_sum, self._loss_count = manifest["loss_sum"], manifest["loss_count"]
         if not self.done:
             self._trim_log()
@@ -282,14 +302,18 @@ class Training:
         """
         self._refuse_if_not_finite()
         self.seconds, self._began = self.elapsed, time.monotonic()
+        now = time.process_time()  # of all threads: other work on the machine doesn't add to it
+        self.cpu_seconds, self._cpu_began = self.cpu_seconds + now - self._cpu_began, now
         self.done = done
         if self.folder is not None:
             content = {
                 "identity": self.identity,
                 "step": self.step,
                 "steps": self.batches.steps,
+                "items": self.batches.items,
                 "done": done,
                 "seconds": round(self.seconds, 3),
+                "cpu_seconds": round(self.cpu_seconds, 3),
                 "loss_sum": float(self._loss_sum),
                 "loss_count": self._loss_count,
                 **more,
@@ -308,10 +332,10 @@ class Training:
         """The steps that are left, each with the rows of its batch (int64, on the CPU)."""
         batches = self.batches
         self._bar = tqdm(
-            total=batches.n * batches.epochs,
+            total=batches.items,
             initial=self.step * batches.n // batches.per_epoch,
             desc=self.name,
-            unit="img" if self.name != "imle" else "code",
+            unit="code" if self.name == "imle" else "img",
             unit_scale=True,
             dynamic_ncols=True,
             smoothing=0.05,
@@ -335,17 +359,7 @@ class Training:
             f"{self.folder}. The same command goes on from there"
         )
 
-    @property
-    def epoch(self) -> int:
-        """Epochs finished."""
-        return self.step // self.batches.per_epoch
-
-    @property
-    def epoch_ended(self) -> bool:
-        """Whether the step just done was the last of its epoch."""
-        return self.step % self.batches.per_epoch == 0
-
-    def record(self, loss: torch.Tensor, lr: float, **more: float) -> None:
+    def record(self, loss: torch.Tensor, lr: float, **more: torch.Tensor) -> None:
         """Count a step with its batch's mean loss (a scalar that is not read yet)."""
         self._loss_sum = self._loss_sum + loss.detach() * self._rows
         self._loss_count += self._rows
@@ -365,7 +379,7 @@ class Training:
                 "lower learning rate, a larger batch_size, or look for broken data"
             )
 
-    def _log(self, lr: float, more: dict[str, float]) -> None:
+    def _log(self, lr: float, more: dict[str, torch.Tensor]) -> None:
         self._refuse_if_not_finite()
         now = time.monotonic()
         rate = self._loss_count / max(1e-9, now - self._logged_at)
@@ -378,7 +392,7 @@ class Training:
             "items_per_second": round(rate, 1),
             "seconds": round(self.elapsed, 2),
             "peak_memory_bytes": peak_memory(),
-            **more,
+            **{name: float(value) for name, value in more.items()},
         }
         self._loss_sum, self._loss_count, self._logged_at = 0.0, 0, now
         if self.folder is not None:
@@ -390,7 +404,7 @@ class Training:
             self._printed_at = now
             tqdm.write(
                 f"{self.name:4}  step {self.step:>7}/{self.batches.steps}"
-                f"  epoch {line['epoch']:>7.2f}/{self.batches.epochs}  loss {line['loss']:.4f}"
+                f"  epoch {line['epoch']:>7.2f}/{self.batches.epochs:.4g}  loss {line['loss']:.4f}"
                 f"  lr {lr:.1e}  {rate:>8,.0f}/s  {line['seconds']:>6.0f} s"
                 f"  {line['peak_memory_bytes'] / 2**20:>6,.0f} MB",
                 file=sys.stderr,
@@ -426,16 +440,50 @@ class Training:
 
     @property
     def picture_due(self) -> bool:
-        """Whether the loop is to draw a picture now: about PICTURES times, and at the end."""
-        every = max(1, self.batches.epochs // PICTURES)
-        is_last = self.step == self.batches.steps
-        return self.folder is not None and self.epoch_ended and (is_last or self.epoch % every == 0)
+        """Whether the loop is to show its progress now: PICTURES times, the last at the end."""
+        now, before = (PICTURES * step // self.batches.steps for step in (self.step, self.step - 1))
+        return self.folder is not None and now > before
 
     def picture(self, name: str, image: torch.Tensor) -> None:
-        """Write a uint8 image `(c, h, w)` as `NAME-EPOCH.png` into the folder."""
+        """Write a uint8 image `(c, h, w)` as `NAME-STEP.png` into the folder."""
         assert self.folder is not None
-        digits = len(str(self.batches.epochs))
-        write_png(image, self.folder / f"{name}-{self.epoch:0{digits}d}.png")
+        write_png(image, self.folder / f"{name}-{self._step_name()}.png")
+
+    def snapshot(self, samples: torch.Tensor) -> None:
+        """Keep samples of this moment, SNAPSHOT images (uint8) or codes, with step and seconds."""
+        assert self.folder is not None
+        path = self.folder / "snapshots" / f"{self._step_name()}.npz"
+        seconds = self.elapsed
+
+        def write(file: IO[bytes]) -> None:
+            np.savez_compressed(file, samples=samples.numpy(), step=self.step, seconds=seconds)
+
+        storage.write_atomically(path, write)
+
+    def _step_name(self) -> str:
+        return f"{self.step:0{len(str(self.batches.steps))}d}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What a sampler gave at a moment of its training: uint8 images or float codes."""
+
+    samples: torch.Tensor
+    step: int
+    seconds: float
+
+
+def read_snapshots(folder: Path) -> list[Snapshot]:
+    """The snapshots that a training left in its folder, in order."""
+    found = []
+    for path in sorted((folder / "snapshots").glob("*.npz")):
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
+                samples = torch.from_numpy(content["samples"])
+                found.append(Snapshot(samples, int(content["step"]), float(content["seconds"])))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise GlannError(f"{path} can't be read: {error}; delete it to go on") from error
+    return found
 
 
 def _difference(found: Any, wanted: Any) -> str:

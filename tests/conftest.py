@@ -1,3 +1,7 @@
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when the libraries are loaded: tests run side by side
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -12,6 +16,14 @@ TINY_IMLE = {"noise_dim": 8, "width": 32, "depth": 2, "epochs": 4, "batch_size":
 def _one_thread():
     # Tests run beside each other; and sums in one order make bit-for-bit comparisons fair.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """Trained classifiers of the tests go nowhere else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLANN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

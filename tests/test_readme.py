@@ -53,7 +53,7 @@ def test_files_and_floors_exist():
 def test_floors_are_those_that_are_tested():
     from test_floors import FLOORS
 
-    rows = re.findall(r"^\| (\d) \| ([^|]+) \|", README, flags=re.M)
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", README, flags=re.M)
     assert len(rows) == len(FLOORS)
     for number, names in rows:
         for name in re.findall(r"`(\w+)`", names):

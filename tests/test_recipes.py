@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glann.baselines import GAN, MODELS, VAE, PixelIMLE, make_baseline
+from glann.baselines.sampler import NoiseSampler
 from glann.data import Data
 from glann.density import Gaussian, Mixture
 from glann.errors import GlannError
@@ -16,7 +18,7 @@ from glann.glo import GLO
 from glann.imle import IMLE
 from glann.pipeline import CODE_SAMPLERS
 from glann.places import shipped_recipes
-from glann.recipes import Recipe, describe_settings, load_recipe, make_recipe
+from glann.recipes import Compare, Recipe, describe_settings, load_recipe, make_recipe
 
 TINY = """
 # A comment.
@@ -45,6 +47,13 @@ def same(recipe: Recipe, other: Recipe) -> bool:
     return dataclasses.replace(recipe, given="") == dataclasses.replace(other, given="")
 
 
+def baselines(glo: GLO) -> dict[str, NoiseSampler]:
+    """All with their published settings and the generator of stage one."""
+    same_generator = {"noise_dim": glo.code_dim, "width": glo.width, "hidden": glo.hidden}
+    same_generator["batch_norm"] = glo.batch_norm
+    return {name: make_baseline(name, **same_generator) for name in MODELS}
+
+
 def loaded(path: Path, text: str | bytes) -> Recipe:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return load_recipe(path)
@@ -55,19 +64,30 @@ def loaded(path: Path, text: str | bytes) -> Recipe:
 
 def test_a_recipe_says_only_what_differs_from_the_defaults(tiny):
     recipe = load_recipe(tiny)
+    glo = GLO(epochs=3, code_lr=1.0, batch_norm=False)
     assert recipe == Recipe(
         name="tiny",
         given=str(tiny),
         seed=7,
         data=Data(source="mnist", size=[16, 12]),
-        glo=GLO(epochs=3, code_lr=1.0, batch_norm=False),
+        glo=glo,
         imle=IMLE(width=32),
+        compare=Compare(),
+        baselines=baselines(glo),
     )
     assert type(recipe.glo.code_lr) is float  # 1 and 1.0 are one setting
 
 
 def test_without_a_file_all_is_default():
-    wanted = Recipe(name="defaults", given="", data=Data(), glo=GLO(), imle=IMLE())
+    wanted = Recipe(
+        name="defaults",
+        given="",
+        data=Data(),
+        glo=GLO(),
+        imle=IMLE(),
+        compare=Compare(),
+        baselines=baselines(GLO()),
+    )
     assert same(load_recipe(None), wanted)
 
 
@@ -93,7 +113,11 @@ def test_what_was_read_is_not_changed():
     [
         ("[gol]", "'gol' is not a section of a recipe; did you mean 'glo'?"),
         ("sed = 3", "'sed' is not a section of a recipe; did you mean 'seed'?"),
-        ("epochs = 3", "'epochs' is not a section of a recipe; valid: data, glo, imle, seed"),
+        ("epochs = 3", "'epochs' is not a section of a recipe; valid: began, compare, data"),
+        ("[wgan-pg]", "'wgan-pg' is not a section of a recipe; did you mean 'wgan-gp'?"),
+        ("[wgan-gp]\nlrr = 1", "wgan-gp.lrr is not a setting of GAN; did you mean 'lr'?"),
+        ("[compare]\nmodels = ['gan']", "compare.models = 'gan' is not one of the choices"),
+        ("[vae]\nlr = -1", "vae.lr = -1.0 is out of range"),
         ("glo = 3", "'glo' is a section: write [glo], then its settings below"),
         ("[[glo]]", "'glo' is a section: write [glo]"),
         ("[seed]", "seed = {} is of type dict; wanted int (of everything random)"),
@@ -198,6 +222,8 @@ def test_overrides(overrides, section, key, value, tiny):
     assert type(getattr(getattr(changed, section), key)) is type(value)
     plain = load_recipe(tiny).sections()
     for name, content in changed.sections().items():
+        if section == "glo" and name in MODELS:
+            continue  # they follow stage one's generator
         others = {k for k in plain["glo"] if f"glo.{k}" not in "".join(overrides).replace(" ", "")}
         if name == "glo":
             assert {k: content[k] for k in others} == {k: plain["glo"][k] for k in others}
@@ -279,6 +305,10 @@ recipes = st.builds(
     data=sections_of(Data),
     glo=sections_of(GLO),
     imle=st.one_of([sections_of(kind) for kind in CODE_SAMPLERS.values()]),
+    compare=sections_of(Compare),
+    baselines=st.fixed_dictionaries(
+        {name: sections_of(kind) for name, (kind, _) in MODELS.items()}
+    ),
 )
 
 
@@ -324,7 +354,7 @@ def test_a_shipped_recipe_says_what_it_is_and_how_to_run_it(path):
     assert len(header) >= 2
     assert len(header[0]) > 20
     told = "\n".join(header)
-    assert "make " in told or f"glann train {path.stem}" in told
+    assert "make " in told or re.search(rf"glann (train|compare) {path.stem}", told)
     assert set(re.findall(r"PIPELINE=([\w-]+)", told)) <= {path.stem}
     load_recipe(path, re.findall(r"--set (\S+)", told))
 
@@ -340,17 +370,24 @@ def test_every_setting_is_described():
         for kind in kinds:
             wanted += ["imle.sampler"] * (section == "imle")
             wanted += [f"{section}.{field.name}" for field in dataclasses.fields(kind)]
+    wanted += [f"compare.{field.name}" for field in dataclasses.fields(Compare)]
+    for kind in (GAN, VAE, PixelIMLE):
+        wanted += [f"[{name}]" for name, (own, _) in MODELS.items() if own is kind]
+        wanted += [f"{kind.name.upper()}.{field.name}" for field in dataclasses.fields(kind)]
     assert found == wanted
     assert all(help_text for _, _, help_text in rows)
 
 
 def test_defaults_are_shown_as_they_are_written():
     parts = {"data": [Data()], "glo": [GLO()], "imle": [IMLE(), Gaussian(), Mixture()]}
+    parts |= {"compare": [Compare()], "GAN": [GAN()], "VAE": [VAE()], "PIXEL-IMLE": [PixelIMLE()]}
     samplers = []
     for name, shown, help_text in describe_settings():
         section, _, key = name.partition(".")
         value = tomllib.loads(f"value = {shown}")["value"] if shown else None
-        if name == "seed":
+        if name.startswith("["):
+            assert name[1:-1] in MODELS
+        elif name == "seed":
             assert value == 0
         elif key == "sampler":
             samplers.append(value)
@@ -372,3 +409,11 @@ def test_another_sampler_by_override_drops_the_settings_of_the_first():
     assert recipe.sections()["imle"]["sampler"] == "mixture"
     assert recipe.imle.components == 7
     assert load_recipe("digits", ["imle.sampler=imle"]) == load_recipe("digits")
+
+
+def test_a_baselines_generator_is_stage_ones_unless_its_section_says_otherwise():
+    content = {"glo": {"code_dim": 10, "hidden": 99, "width": 8}, "ns-gan": {"hidden": 33}}
+    made = make_recipe("x", content).baselines
+    assert (made["vae"].noise_dim, made["vae"].hidden, made["vae"].width) == (10, 99, 8)
+    assert (made["ns-gan"].noise_dim, made["ns-gan"].hidden) == (10, 33)
+    assert made["wgan-gp"].discriminator_steps == 5  # its published settings stay

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import os
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from glann import storage, training
@@ -25,6 +26,7 @@ from glann.training import (
     load_optimiser_state,
     optimiser_state,
     pick_device,
+    read_snapshots,
     set_learning_rate,
 )
 
@@ -589,17 +591,49 @@ def test_without_progress_there_is_silence(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("epochs", "drawn"),
-    [(1, [1]), (4, [1, 2, 3, 4]), (19, list(range(1, 20))), (45, [*range(4, 45, 4), 45])],
-)
-def test_pictures_are_about_ten_and_one_is_the_last(epochs, drawn, tmp_path):
+@pytest.mark.parametrize("epochs", [1, 3, 19, 45])
+def test_pictures_are_ten_and_one_is_the_last(epochs, tmp_path):
     method(tmp_path, epochs=epochs)
+    steps = Batches(N, 3, epochs).steps
     names = sorted(path.name for path in tmp_path.glob("*.png"))
-    digits = len(str(epochs))
-    assert names == [f"weight-{epoch:0{digits}d}.png" for epoch in drawn]
-    assert len(names) < 2 * training.PICTURES
+    drawn = [int(name.removeprefix("weight-").removesuffix(".png")) for name in names]
+    assert drawn[-1] == steps
+    assert len(drawn) == min(steps, training.PICTURES)
+    assert all(abs(b - a - steps / len(drawn)) <= 1 for a, b in itertools.pairwise([0, *drawn]))
+    assert len({len(name) for name in names}) == 1  # they sort as they came
     assert read_image(tmp_path / names[0]).shape == (1, 8, 8)
+
+
+def test_snapshots_are_read_in_order_with_their_times(tmp_path):
+    def keep(running: Training) -> None:
+        if running.picture_due:
+            running.snapshot(torch.full((3, 2), float(running.step)))
+
+    method(tmp_path, after_step=keep)
+    shots = read_snapshots(tmp_path)
+    assert [shot.step for shot in shots][-1] == STEPS
+    assert len(shots) == training.PICTURES
+    for before, shot in itertools.pairwise(shots):
+        assert before.step < shot.step
+        assert before.seconds <= shot.seconds
+        assert torch.equal(shot.samples, torch.full((3, 2), float(shot.step)))
+    damaged = sorted((tmp_path / "snapshots").iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with pytest.raises(GlannError, match="can't be read"):
+        read_snapshots(tmp_path)
+
+
+def test_a_folder_without_snapshots_has_none(tmp_path):
+    assert read_snapshots(tmp_path) == []
+
+
+@given(st.integers(2, 60), st.integers(2, 9), st.floats(0.01, 3))
+def test_items_are_those_of_the_steps(n, batch_size, epochs):
+    assume(n >= batch_size and n // -(-n // batch_size) >= 2)
+    batches = Batches(n, batch_size, epochs)
+    assert batches.steps == max(1, round(batches.per_epoch * epochs))
+    rows = [batch for epoch in range(4) for batch in batches.epoch_of(0, epoch)]
+    assert batches.items == sum(len(batch) for batch in rows[: batches.steps])
 
 
 def test_without_a_folder_nothing_is_due():
@@ -624,13 +658,6 @@ def test_a_checkpoint_is_due_by_the_clock(tmp_path, monkeypatch):
     method(tmp_path, at_step)
     assert sorted(set(saved)) == [3, 6, 9, 12, 15]
     assert storage.read_manifest(tmp_path)["seconds"] == 25 * STEPS
-
-
-def test_epochs_are_counted(tmp_path):
-    seen = []
-    method(None, after_step=lambda running: seen.append((running.epoch, running.epoch_ended)))
-    assert seen[:5] == [(0, False), (0, False), (0, False), (1, True), (1, False)]
-    assert seen[-1] == (EPOCHS, True)
 
 
 @pytest.mark.parametrize("fails", [False, True])

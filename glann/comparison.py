@@ -1,0 +1,477 @@
+"""Every image sampler under equal conditions: same images, same generator, same scores.
+
+runs/NAME/
+glo/  imle/  pipeline/  baselines/          the recipe's own seed; seeds/S/ the same for a seed S
+compare/results.json                        a row for each model and seed, written as they come
+compare/results.csv  results.md  report.html  samples/  closest/
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glann import runner, storage
+from glann.baselines import MODELS
+from glann.data import Data, Images, load, read_images
+from glann.density import Gaussian
+from glann.errors import GlannError
+from glann.evaluation.features import make_features
+from glann.evaluation.scores import Protocol
+from glann.images import save_grid
+from glann.imle import IMLE
+from glann.networks import to_sphere
+from glann.pipeline import GLANN, sampler_name
+from glann.recipes import Recipe
+from glann.report import write_report
+from glann.storage import fingerprint
+from glann.training import SNAPSHOT, Interrupted, read_snapshots
+
+Say = Callable[[str], object]
+Row = dict[str, Any]
+
+FORMAT = 1
+"""Version of the rows: of their names and of how their numbers come about."""
+
+SAMPLE_SEED = 0
+"""Of the samples that are scored and shown, the same for every model and every training seed."""
+
+LABELS = {
+    "floor": "training images (the floor)",
+    "reconstructions": "reconstructions (stage one)",
+    "gaussian": "one Gaussian on the codes",
+    "glann": "GLANN",
+    "mm-gan": "minimax GAN",
+    "ns-gan": "non-saturating GAN",
+    "ls-gan": "least-squares GAN",
+    "wgan": "WGAN, clipped",
+    "wgan-gp": "WGAN-GP",
+    "dragan": "DRAGAN",
+    "began": "BEGAN",
+    "sn-gan": "SN-GAN, hinge",
+    "r3gan": "R3GAN's loss",
+    "vae": "VAE",
+    "pixel-imle": "IMLE on pixels",
+    "fake": "the images given",
+}
+"""What people call a row's model."""
+
+
+def compare(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    command: str,
+    data: str | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    budget_seconds: float | None = None,
+    weights: str | None = None,
+    say: Say = lambda text: None,
+) -> Path:
+    """Train what is missing, score everything, write the report; returns its path.
+
+    Rows that are in results.json already, of the same settings, images and features, are kept, so
+    that the same call goes on where it was stopped, and models and seeds can be added.
+
+    Args:
+        recipe: what to compare, in its [compare] section, and how each model is trained.
+        folder: the run folder.
+        command: what the user typed, for the report.
+        data: where the images are, if not where the recipe or the defaults say.
+        device: "auto", "cpu", "cuda", …
+        progress: show progress on standard error.
+        budget_seconds: train each model for about so long, instead of the recipe's lengths.
+        weights: file with Inception's weights, for those features.
+        say: called with a line of news for the user.
+    """
+    train, test = load(recipe.data, data), load_test(recipe.data, data)
+    kind, samples = recipe.compare.features, recipe.compare.samples
+    protocol = make_protocol(train, test, kind, samples, device, progress, weights, say)
+    budget = "fixed in images seen, as the recipe says"
+    if budget_seconds is not None:
+        recipe = with_budget(recipe, budget_seconds, folder / "compare", protocol.train, device)
+        budget = f"about {budget_seconds:g} s of training for each model"
+    how: dict[str, Any] = {"data": data, "device": device, "progress": progress, "say": say}
+    settings = recipe.sections()
+    results = Results(folder / "compare", recipe.name, settings, protocol, command, budget)
+    if not results.has("floor"):
+        results.add("floor", [floor_row(protocol, results.folder)])
+    for seed in range(recipe.seed, recipe.seed + recipe.compare.seeds):
+        seeded = dataclasses.replace(recipe, seed=seed)
+        run = folder if seed == recipe.seed else folder / "seeds" / str(seed)
+        for model in ("glann", *recipe.compare.models):
+            identity = _identity(seeded, model)
+            if not results.has(identity):
+                results.add(identity, _trained_rows(seeded, model, run, results, how))
+            for row in results.of(identity):
+                say(sentence(row))
+    return results.folder / "report.html"
+
+
+def make_protocol(
+    train: Images,
+    test: Images | None,
+    kind: str,
+    samples: int,
+    device: str,
+    progress: bool,
+    weights: str | None,
+    say: Say,
+) -> Protocol:
+    """The protocol of these images, with features of a kind; says what they are."""
+    features = make_features(
+        kind,
+        train=train,
+        test=test,
+        device=device,
+        weights=weights,
+        progress=progress,
+        say=say,
+    )
+    accuracy = "" if features.accuracy is None else f", accuracy {features.accuracy:.2%}"
+    say(f"features  {features.name}, {features.dim} numbers{accuracy}")
+    return Protocol(train, test, features, samples)
+
+
+def evaluate(
+    target: str | None,
+    *,
+    real: Path | None = None,
+    fake: Path | None = None,
+    data: str | None = None,
+    folder: Path | None = None,
+    samples: int = 10_000,
+    features: str = "auto",
+    weights: str | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    command: str = "",
+    say: Say = lambda text: None,
+) -> list[Row]:
+    """Score a pipeline, or anybody's images, with the floor beside it: one row each.
+
+    Args:
+        target: a saved pipeline, or None for the images of `fake`.
+        real: an image folder or array to score against instead of the pipeline's own test images.
+        fake: an image folder or array.
+        data: where the pipeline's images are, if not where its recipe or the defaults say.
+        folder: where results.json, pictures and the report go; None writes nothing.
+        samples: samples and real images in a score, at the most.
+        features: kind of features, as in `make_features`.
+        weights: file with Inception's weights, for those features.
+        device: "auto", "cpu", "cuda", …
+        progress: show progress on standard error.
+        command: what the user typed, for the report.
+        say: called with a line of news for the user.
+    """
+    pipeline = given = None
+    if target is not None:
+        pipeline = _with_codes_if_any(target, device)
+        shape = pipeline.image_shape
+    else:
+        assert fake is not None
+        given = read_images(fake)
+        shape = (int(given.shape[1]), int(given.shape[2]), int(given.shape[3]))
+    if real is not None:
+        found = read_images(real, size=shape[1:], channels=shape[0])
+        train, test = Images(found, None, "array", fingerprint(found), str(real), ()), None
+    else:
+        assert pipeline is not None
+        train = runner.training_images(pipeline, data)
+        test = load_test(runner.data_of(pipeline), data)
+    if given is not None:  # no more real images than there are others to score
+        samples = min(samples, len(given))
+    protocol = make_protocol(train, test, features, samples, device, progress, weights, say)
+    rows = [floor_row(protocol, folder)]
+    if pipeline is not None:
+        model = pipeline.info.get("model", "glann")
+        seed = pipeline.info.get("settings", pipeline.info.get("recipe", {})).get("seed", 0)
+        if real is not None:
+            pipeline.codes = None  # reconstructions are of other images than these
+        rows += pipeline_rows(pipeline, seed, protocol, folder, model)
+    else:
+        assert given is not None
+        rows.append(_scored(_row("fake", 0, protocol), given, protocol, folder))
+    if folder is not None:
+        results = Results(folder, "", {}, protocol, command, "not trained here")
+        results.add("evaluate", rows)
+    for row in rows:
+        say(sentence(row))
+    return rows
+
+
+def _with_codes_if_any(target: str, device: str) -> GLANN:
+    try:
+        return runner.load_with_codes(target, device)
+    except GlannError as error:
+        if "without codes" not in str(error):
+            raise
+        return GLANN.load(target, device)
+
+
+def load_test(data: Data, path: str | None = None) -> Images | None:
+    """The test images that belong to `data`; None if its source has none and none are held out."""
+    try:
+        return load(data, path, "test")
+    except GlannError as error:
+        if "has no test images" in str(error):
+            return None
+        raise
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def floor_row(protocol: Protocol, folder: Path | None = None) -> Row:
+    """The training images' own row."""
+    row = _row("floor", 0, protocol) | protocol.floor
+    if folder is not None:
+        row |= _pictures(row, folder, protocol.train.images[protocol.rows])
+    return row
+
+
+def pipeline_rows(
+    pipeline: GLANN,
+    seed: int,
+    protocol: Protocol,
+    folder: Path | None = None,
+    model: str = "glann",
+) -> list[Row]:
+    """The rows of a pipeline: for GLANN with its codes three, which show what each stage loses."""
+    rows = []
+    if pipeline.codes is not None:
+        gaussian = GLANN(pipeline.generator, Gaussian().fit(pipeline.codes)).to(
+            str(pipeline.device)
+        )
+        for name, images in (
+            ("reconstructions", pipeline.reconstruct(protocol.rows)),
+            ("gaussian", gaussian.sample(protocol.n, SAMPLE_SEED)),
+        ):
+            rows.append(_scored(_row(name, seed, protocol), images, protocol, folder))
+    row = _row(model, seed, protocol) | {"parameters": _parameters(pipeline)}
+    if model == "glann" and sampler_name(pipeline.sampler) != "imle":
+        row["label"] += f" with a {sampler_name(pipeline.sampler)}"
+    samples = pipeline.sample(protocol.n, SAMPLE_SEED)
+    return [*rows, _scored(row, samples, protocol, folder)]
+
+
+def sentence(row: Row) -> str:
+    """A row in one line."""
+    start = f"{row['label']:28} seed {row['seed']}  "
+    if "failed" in row:
+        return start + f"failed: {row['failed']}"
+    return start + (
+        f"FID {row['fid']:8.2f} = {row['fid_over_floor']:7.2f} × floor   "
+        f"precision {row['precision']:.3f}  recall {row['recall']:.3f}"
+    )
+
+
+def _row(model: str, seed: int, protocol: Protocol) -> Row:
+    group = {"glann": "glann", "fake": "glann"} | dict.fromkeys(MODELS, "baseline")
+    return {
+        "model": model,
+        "label": LABELS[model],
+        "group": group.get(model, "reference"),
+        "seed": seed,
+        "n": protocol.n,
+        "split": protocol.split,
+        "features": protocol.features.name,
+        "accuracy": protocol.features.accuracy,
+    }
+
+
+def _scored(row: Row, images: torch.Tensor, protocol: Protocol, folder: Path | None) -> Row:
+    row = row | protocol.score(images)
+    closest = None
+    if protocol.split == "test":
+        row["memorisation"], closest = protocol.memorisation(images)
+    return row if folder is None else row | _pictures(row, folder, images, closest)
+
+
+def _pictures(
+    row: Row, folder: Path, images: torch.Tensor, closest: torch.Tensor | None = None
+) -> dict[str, str]:
+    name = f"{row['model']}-{row['seed']}.png"
+    save_grid(images[:64], folder / "samples" / name, columns=8)
+    if closest is None:
+        return {"samples": f"samples/{name}"}
+    save_grid(closest, folder / "closest" / name, columns=8)
+    return {"samples": f"samples/{name}", "closest": f"closest/{name}"}
+
+
+def _parameters(pipeline: GLANN) -> int:
+    """Numbers in what has to be kept to sample."""
+    tensors: list[torch.Tensor] = [*pipeline.generator.parameters()]
+    if isinstance(pipeline.sampler, IMLE):
+        tensors += pipeline.sampler.mapper_.parameters()
+    elif not isinstance(pipeline.sampler, Gaussian):
+        tensors += pipeline.sampler.state()[1].values()
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _trained_rows(
+    recipe: Recipe, model: str, run: Path, results: "Results", how: dict[str, Any]
+) -> list[Row]:
+    """Train a model if it isn't yet, and score it."""
+    protocol = results.protocol
+    try:
+        if model == "glann":
+            pipeline = runner.trained(recipe, run, **how)
+            parts = [run / "glo", run / "imle"]
+        else:
+            pipeline = runner.train_baseline(recipe, model, run, **how)
+            parts = [run / "baselines" / model]
+    except Interrupted:
+        raise
+    except GlannError as error:
+        if "not finite" not in str(error):
+            raise
+        return [_row(model, recipe.seed, protocol) | {"failed": str(error)}]
+    rows = pipeline_rows(pipeline, recipe.seed, protocol, results.folder, model)
+    curve = _curve(pipeline, parts, protocol)
+    rows[-1] |= _effort(parts) | {"curve": curve, "curve_samples": SNAPSHOT}
+    return rows
+
+
+def _effort(parts: Iterable[Path]) -> dict[str, Any]:
+    """What training took, from its manifests."""
+    found = [storage.read_manifest(part) for part in parts if storage.is_saved(part)]
+    names = ("images_seen", "codes_seen")
+    return {
+        "steps": sum(manifest["steps"] for manifest in found),
+        "seconds": sum(manifest["seconds"] for manifest in found),
+        "cpu_seconds": sum(manifest["cpu_seconds"] for manifest in found),
+        **{name: manifest["items"] for name, manifest in zip(names, found, strict=False)},
+    }
+
+
+def _curve(pipeline: GLANN, parts: list[Path], protocol: Protocol) -> list[dict[str, float]]:
+    """The FID against seconds of training: of the snapshots that the last stage left."""
+    before = sum(storage.read_manifest(part)["seconds"] for part in parts[:-1])
+    points = []
+    for shot in read_snapshots(parts[-1]):
+        images = shot.samples if shot.samples.ndim == 4 else pipeline.generate(shot.samples)
+        points.append({"seconds": before + shot.seconds, "fid": protocol.distance(images)})
+    return points
+
+
+# ---------------------------------------------------------------------- results
+
+
+def _identity(recipe: Recipe, model: str) -> str:
+    """What a model's rows depend on besides the protocol: its settings and its seed."""
+    sections = recipe.sections()
+    wanted = ("data", "glo", "imle") if model == "glann" else ("data", model)
+    settings = {key: sections[key] for key in wanted}
+    return _digest({"model": model, "seed": recipe.seed, **settings})
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Results:
+    """The rows of a comparison, kept in `folder`/results.json; the report follows each change."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: str,
+        settings: dict[str, Any],
+        protocol: Protocol,
+        command: str,
+        budget: str,
+    ) -> None:
+        self.folder, self.protocol = folder, protocol
+        described = protocol.describe()
+        self._key = _digest({"format": FORMAT, **described})
+        self._content: dict[str, Any] = {
+            "recipe": recipe,
+            "command": command,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "environment": runner.environment(str(protocol.features.device)),
+            "settings": settings,
+            "protocol": {**described, "key": self._key, "budget": budget},
+            "rows": [],
+        }
+        path = folder / "results.json"
+        if path.is_file():
+            there = storage.read_json(path)
+            if there["protocol"]["key"] == self._key:
+                self._content["rows"] = there["rows"]
+            else:  # numbers of other images or features don't compare with these, but cost work
+                storage.write_json(folder / f"results-{there['protocol']['key']}.json", there)
+
+    def of(self, identity: str) -> list[Row]:
+        """The rows of one model with one seed."""
+        return [row for row in self._content["rows"] if row["identity"] == identity]
+
+    def has(self, identity: str) -> bool:
+        """Whether there are any."""
+        return bool(self.of(identity))
+
+    def add(self, identity: str, rows: list[Row]) -> None:
+        """Put rows in, in the place of older ones of these models and seeds, and write all."""
+        marked = [row | {"identity": identity} for row in rows]
+        replaced = {(row["model"], row["seed"]) for row in marked}
+        kept = [r for r in self._content["rows"] if (r["model"], r["seed"]) not in replaced]
+        self._content["rows"] = [*kept, *marked]
+        storage.write_json(self.folder / "results.json", self._content)
+        write_report(self._content, self.folder)
+
+
+# ---------------------------------------------------------------------- budgets
+
+
+def with_budget(recipe: Recipe, seconds: float, folder: Path, train: Images, device: str) -> Recipe:
+    """The recipe with each model's length changed so that it trains for about `seconds`.
+
+    GLANN's stages get one half each.  Each is tried for a moment first; the lengths are written
+    into `folder`, so that the same call goes on with the same ones.
+    """
+    path = folder / f"lengths-{seconds:g}.json"
+    lengths = storage.read_json(path) if path.is_file() else {}
+    for name in ("glann", *recipe.compare.models):
+        if name not in lengths:
+            lengths[name] = _length(recipe, name, seconds, train.images, device)
+            storage.write_json(path, lengths)
+    glo, imle = copy.copy(recipe.glo), copy.copy(recipe.imle)
+    glo.epochs = lengths["glann"]["glo"]
+    if isinstance(imle, IMLE):
+        imle.epochs = lengths["glann"]["imle"]
+    baselines = dict(recipe.baselines)
+    for name in recipe.compare.models:
+        baselines[name] = copy.copy(baselines[name])
+        baselines[name].images_seen = lengths[name]
+    return dataclasses.replace(recipe, glo=glo, imle=imle, baselines=baselines)
+
+
+TRIAL = 30
+"""Batches of a trial."""
+
+
+def _length(recipe: Recipe, name: str, seconds: float, images: torch.Tensor, device: str) -> Any:
+    """How long to train: epochs of both stages for GLANN, images seen for a baseline."""
+    n = len(images)
+    if name != "glann":
+        sampler = copy.copy(recipe.baselines[name])
+        sampler.images_seen = TRIAL * sampler.batch_size
+        rate = sampler.images_seen / sampler.fit(images, device=device).seconds_
+        return max(sampler.batch_size, round(rate * seconds))
+    glo, imle = copy.copy(recipe.glo), copy.copy(recipe.imle)
+    some = images[: max(2 * glo.batch_size, min(n, TRIAL * glo.batch_size))]
+    glo.epochs = 1
+    rate = len(some) / glo.fit(some, device=device).seconds_
+    epochs = {"glo": max(1, round(rate * seconds / 2 / n)), "imle": 1}
+    if isinstance(imle, IMLE):
+        imle.epochs = 1
+        codes = to_sphere(torch.randn(n, glo.code_dim))
+        epochs["imle"] = max(1, round(seconds / 2 / imle.fit(codes, device=device).seconds_))
+    return epochs

@@ -1,0 +1,125 @@
+"""All scores at once, by one protocol: the same real images, features and number of samples."""
+
+from typing import Any
+
+import torch
+
+from glann.data import Images
+from glann.errors import GlannError
+from glann.evaluation.features import Features
+from glann.evaluation.frechet import frechet_distance, kernel_distance
+from glann.evaluation.manifold import density_coverage, precision_recall
+from glann.evaluation.memorisation import memorisation
+from glann.evaluation.prd import f_scores, prd_curve
+from glann.images import as_images, interleave
+from glann.randomness import permutation
+
+FEWEST = 50
+"""Real images and samples in a score, at the least: fewer say nothing about a distribution."""
+
+
+def scores(*, real: object, fake: object) -> dict[str, float]:
+    """Every score of features `fake` against features `real`, both float `(n, dim)`."""
+    kid, kid_std = kernel_distance(real=real, fake=fake)
+    precision, recall = precision_recall(real=real, fake=fake)
+    density, coverage = density_coverage(real=real, fake=fake)
+    f8, f1_8 = f_scores(*prd_curve(real=real, fake=fake))
+    return {
+        "fid": frechet_distance(real=real, fake=fake),
+        "kid": kid,
+        "kid_std": kid_std,
+        "precision": precision,
+        "recall": recall,
+        "density": density,
+        "coverage": coverage,
+        "f8": f8,
+        "f1_8": f1_8,
+    }
+
+
+class Protocol:
+    """Real images, features and a number of samples, against which samplers are scored.
+
+    Real are the test images; where there are none, one half of the training images, and the other
+    half is the floor.  The floor is the score of as many training images: what a perfect sampler
+    would get.
+
+    Args:
+        train: the images that samplers learn from.
+        test: images that they don't, or None.
+        features: what scores are computed on.
+        samples: samples and real images in a score, at the most.
+
+    Attributes:
+        n: samples and real images in a score.
+        rows: which training images the floor is computed on, int64 `(n,)`.
+        floor: its scores.
+    """
+
+    def __init__(
+        self, train: Images, test: Images | None, features: Features, samples: int = 10_000
+    ) -> None:
+        order = permutation(0, "protocol", 0, len(train))
+        if test is None:
+            self.n = min(samples, len(train) // 2)
+            real, self.split = train.images[order[self.n : 2 * self.n]], "train"
+        else:
+            self.n = min(samples, len(train), len(test))
+            chosen = permutation(0, "protocol test", 0, len(test))[: self.n]
+            real, self.split = test.images[chosen], "test"
+        if self.n < FEWEST:
+            raise GlannError(
+                f"{self.n} real images are left to score samples against, of {len(train)} for "
+                f"training and {0 if test is None else len(test)} for testing; wanted at least "
+                f"{FEWEST}. Give more images, or hold out more (data.test_fraction)"
+            )
+        self.train, self.features = train, features
+        self.rows = order[: self.n]
+        self.real = features(real)
+        self._train_features: torch.Tensor | None = None
+        self.floor = self.score(train.images[self.rows])
+
+    def score(self, samples: object) -> dict[str, Any]:
+        """Scores of the first n of `samples`, uint8 images `(≥ n, c, h, w)`.
+
+        Everything of `scores`, and `fid_over_floor`.
+        """
+        images = as_images(samples, "samples")
+        if len(images) < self.n:
+            raise GlannError(f"{len(images)} samples were given; wanted {self.n}, as real images")
+        found: dict[str, Any] = scores(real=self.real, fake=self.features(images[: self.n]))
+        floor = getattr(self, "floor", found)
+        return {**found, "fid_over_floor": found["fid"] / max(floor["fid"], 1e-12)}
+
+    def distance(self, samples: object) -> float:
+        """The FID alone, of any number of samples: for scores against time."""
+        return frechet_distance(real=self.real, fake=self.features(samples))
+
+    def memorisation(self, samples: torch.Tensor) -> tuple[dict[str, float], torch.Tensor]:
+        """Whether samples copy training images: numbers, and a picture's images.
+
+        The images are rows of eight samples above the training images that are closest to them.
+        """
+        if self.split == "train":
+            raise GlannError("whether samples are copies shows only beside test images")
+        if self._train_features is None:
+            self._train_features = self.features(self.train.images)
+        samples = samples[: self.n]
+        found = memorisation(
+            fake=self.features(samples), train=self._train_features, test=self.real
+        )
+        numbers = {"ratio": found.ratio, "share_closer_to_train": found.share_closer_to_train}
+        mine, theirs = found.closest.T
+        return numbers, interleave(samples[mine], self.train.images[theirs])
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol for people and for files (JSON)."""
+        kind = "test images" if self.split == "test" else "images, one half of those given,"
+        return {
+            "real": f"{self.n:,} {kind} of {self.train.source}",
+            "n": self.n,
+            "split": self.split,
+            "fingerprint": self.train.fingerprint,
+            "image_shape": list(self.train.images.shape[1:]),
+            "features": self.features.describe(),
+        }

@@ -1,0 +1,236 @@
+"""One set of checks over every image sampler that learns in one stage."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from conftest import Killed
+
+from glann import GLANN, GlannError, storage
+from glann.baselines import MODELS, make_baseline
+from glann.baselines.gan import Autoencoder
+from glann.baselines.sampler import tensors_of
+from glann.evaluation.frechet import frechet_distance
+from glann.images import to_float
+from glann.networks import Encoder, Generator
+from glann.training import read_snapshots
+
+TINY = {"images_seen": 400, "batch_size": 32, "noise_dim": 6, "width": 8, "hidden": 32}
+NAMES = sorted(MODELS)
+
+
+def tiny(name, **changes):
+    return make_baseline(name, **{**TINY, **changes})
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestBaseline:
+    def test_constructor_only_stores(self, name):
+        kind, published = MODELS[name]
+        assert not [key for key in vars(kind()) if key.endswith("_")]
+        for key in inspect.signature(kind).parameters:
+            marker = object()
+            assert getattr(kind(**{key: marker}), key) is marker
+        for key, value in published.items():
+            assert getattr(make_baseline(name), key) == value
+
+    def test_images_seeds_and_parts_of_samples(self, name, digits):
+        fitted = tiny(name)
+        before = digits.clone()
+        assert fitted.fit(digits, seed=1) is fitted
+        assert torch.equal(digits, before)
+        whole = fitted.sample(40, seed=2)
+        assert whole.shape == (40, 1, 8, 8)
+        assert whole.dtype == torch.uint8
+        assert torch.equal(fitted.sample(5, seed=2, start=30), whole[30:35])
+        assert not torch.equal(fitted.sample(40, seed=3), whole)
+        assert torch.equal(tiny(name).fit(digits, seed=1).sample(40, seed=2), whole)
+        assert not torch.equal(tiny(name).fit(digits, seed=2).sample(40, seed=2), whole)
+
+    def test_interrupted_is_the_same_as_straight(self, name, digits, tmp_path, kill_at):
+        straight = tiny(name).fit(digits, seed=4)
+        kill_at(7)
+        with pytest.raises(Killed):
+            tiny(name).fit(digits, seed=4, folder=tmp_path)
+        assert storage.read_manifest(tmp_path)["step"] == 6
+        kill_at(-1)
+        resumed = tiny(name).fit(digits, seed=4, folder=tmp_path)
+        for mine, theirs in zip(
+            resumed.generator_.state_dict().values(),
+            straight.generator_.state_dict().values(),
+            strict=True,
+        ):
+            assert torch.equal(mine, theirs)
+        again = tiny(name).fit(digits, seed=4, folder=tmp_path)  # it is done: nothing is trained
+        assert torch.equal(again.sample(9), straight.sample(9))
+
+    def test_what_it_leaves_in_its_folder(self, name, digits, tmp_path):
+        fitted = tiny(name).fit(digits, folder=tmp_path)
+        shots = read_snapshots(tmp_path)
+        assert len(shots) == 10
+        assert shots[0].samples.shape == (1000, 1, 8, 8)
+        assert shots[-1].step == storage.read_manifest(tmp_path)["steps"]
+        # the last one is of what is sampled afterwards
+        shown = fitted.pipeline_.generate(fitted.pipeline_.sampler.sample(1000)).float()
+        assert (shots[-1].samples.float().mean() - shown.mean()).abs() < 3
+        assert len(list(tmp_path.glob("samples-*.png"))) == 10
+        with pytest.raises(GlannError, match="another seed"):
+            tiny(name).fit(digits, seed=9, folder=tmp_path)
+        with pytest.raises(GlannError, match="settings"):
+            tiny(name, hidden=48).fit(digits, folder=tmp_path)
+
+    def test_saved_and_loaded_is_the_same(self, name, digits, tmp_path):
+        fitted = tiny(name, images_seen=64).fit(digits)
+        fitted.pipeline_.save(tmp_path)
+        assert torch.equal(GLANN.load(tmp_path).sample(20, seed=5), fitted.sample(20, seed=5))
+
+    def test_colour_of_another_shape(self, name):
+        images = torch.randint(0, 256, (40, 3, 12, 18), dtype=torch.uint8)
+        fitted = tiny(name, images_seen=64).fit(images)
+        assert fitted.sample(3).shape == (3, 3, 12, 18)
+
+    @pytest.mark.parametrize(
+        ("images", "message"),
+        [
+            (torch.zeros(40, 1, 4, 4, dtype=torch.uint8), "sides from 8 to 256"),
+            (torch.zeros(40, 1, 8, 8), "uint8"),
+            (torch.zeros(5, 1, 8, 8, dtype=torch.uint8), "fewer than one batch"),
+        ],
+    )
+    def test_unfit_images_are_refused(self, name, images, message):
+        with pytest.raises(GlannError, match=message):
+            tiny(name).fit(images)
+
+    def test_settings_are_checked(self, name, digits):
+        with pytest.raises(GlannError, match=r"images_seen = 0 is out of range"):
+            tiny(name, images_seen=0).fit(digits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns(name, digits):
+    """Samples come nearer to the images than those of the untrained generator."""
+    real = to_float(digits).flatten(1)
+
+    def distance(fitted):
+        return frechet_distance(real=real, fake=to_float(fitted.sample(300)).flatten(1))
+
+    small = {**TINY, "width": 16, "hidden": 64}
+    steps = 5 if MODELS[name][1].get("discriminator_steps") else 1
+    longer = {"images_seen": 150 * (40 if steps == 1 else 100), "lr": 1e-3}
+    trained = make_baseline(name, **{**small, **longer}).fit(digits)
+    untrained = make_baseline(name, **{**small, "images_seen": 1, "lr": 0.0}).fit(digits)
+    assert distance(trained) < 0.9 * distance(untrained)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(GlannError, match="did you mean 'wgan-gp'"):
+        make_baseline("wgan-pg")
+
+
+def test_the_generator_takes_a_step_for_so_many_of_the_discriminator(digits, monkeypatch):
+    steps = {"generator": 0, "discriminator": 0}
+    step = torch.optim.Adam.step
+
+    def count(self, *args, **kwargs):
+        size = sum(p.numel() for p in self.param_groups[0]["params"])
+        steps["generator" if size == generator_size else "discriminator"] += 1
+        return step(self, *args, **kwargs)
+
+    gan = tiny("wgan", images_seen=32 * 11, discriminator_steps=4)
+    generator_size = sum(p.numel() for p in gan.fit(digits).generator_.parameters())
+    monkeypatch.setattr(torch.optim.Adam, "step", count)
+    gan.fit(digits)
+    assert steps["discriminator"] == 12  # 352 images in batches of 30
+    assert steps["generator"] == 3
+
+
+def test_clipping_holds_every_weight(digits, tmp_path, kill_at):
+    kill_at(4)
+    with pytest.raises(Killed):
+        tiny("wgan", clip=0.02).fit(digits, folder=tmp_path)
+    _, parts = storage.load(tmp_path, "gan")
+    discriminator = Encoder((1, 8, 8), 1, 8, 32, "batch")
+    discriminator.load_state_dict(parts["discriminator"])
+    largest = max(weights.abs().max().item() for weights in discriminator.parameters())
+    assert largest == pytest.approx(0.02)
+
+
+def test_the_averaged_generator_is_what_is_sampled(digits, tmp_path, kill_at):
+    kill_at(8)
+    with pytest.raises(Killed):
+        tiny("r3gan").fit(digits, folder=tmp_path)
+    _, parts = storage.load(tmp_path, "gan")
+    now, averaged = parts["generator"], parts["averaged"]
+    assert any(not torch.equal(now[key], averaged[key]) for key in now)
+    # with a decay of 0 it would be the same, with one of 1 the start
+    start = tiny("r3gan", images_seen=1, lr=0.0, ema=0.0).fit(digits).generator_.state_dict()
+    key = "layers.0.weight"
+    between = (averaged[key] - start[key]).norm() / (now[key] - start[key]).norm()
+    assert 0.1 < between < 0.95
+
+
+def test_an_average_over_constant_weights_is_them(digits):
+    gan = tiny("r3gan")
+    generator = Generator(4, (1, 8, 8), width=8, hidden=16)
+    averaged = copy.deepcopy(generator)
+    for step in range(5):
+        gan._average(averaged, generator, step)
+    for mine, theirs in zip(tensors_of(averaged), tensors_of(generator), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_began_keeps_the_balance_between_0_and_1(digits, tmp_path, kill_at):
+    kill_at(10)
+    with pytest.raises(Killed):
+        tiny("began", balance_rate=5.0).fit(digits, folder=tmp_path)
+    _, parts = storage.load(tmp_path, "gan")
+    assert 0 <= parts["balance"]["k"] <= 1
+    assert parts["balance"]["k"] > 0
+
+
+def test_an_autoencoders_score_is_its_error():
+    autoencoder = Autoencoder(Generator(4, (1, 8, 8), width=8, hidden=16), "none")
+    images = torch.rand(3, 1, 8, 8)
+    rebuilt = autoencoder.decoder(autoencoder.encoder(images))
+    wanted = [(a - b).abs().mean().item() for a, b in zip(images, rebuilt, strict=True)]
+    assert autoencoder(images).flatten().tolist() == pytest.approx(wanted)
+
+
+def test_a_discriminators_weights_are_not_moved_by_the_generators_turn(digits, monkeypatch):
+    """Its gradients of that turn must not leak into its next step."""
+    seen = []
+    step = torch.optim.Adam.step
+
+    def watch(self, *args, **kwargs):
+        seen.append(self)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watch)
+    tiny("ns-gan", images_seen=64).fit(digits)
+    discriminator = seen[0]
+    generator = seen[1]
+    assert discriminator is not generator
+    assert seen == [discriminator, generator] * (len(seen) // 2)
+
+
+def test_pixel_imle_goes_through_all_images_before_one_comes_again():
+    imle = make_baseline("pixel-imle", subset=7)
+    images = torch.zeros(20, 1, 8, 8)
+    drawn = torch.cat([imle._draw(3, matching, images)[0] for matching in range(20)])
+    for start in range(0, 140, 20):
+        assert drawn[start : start + 20].sort().values.tolist() == list(range(20))
+    subset, pool = imle._draw(3, 0, images)
+    assert len(subset) == 7
+    assert pool.shape == (14, 64)
+    assert not torch.equal(pool, imle._draw(3, 1, images)[1])
+
+
+def test_a_vaes_loss_is_the_bound(digits, tmp_path):
+    """With a posterior of N(0, I) the divergence is 0: what is logged falls towards the error."""
+    import json
+
+    tiny("vae", images_seen=150 * 60).fit(digits, folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert all(line["divergence"] > 0 for line in lines)

@@ -1,0 +1,373 @@
+"""The comparison: what is trained, what is scored, what is kept."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from glann import cli, comparison, runner, storage
+from glann.baselines import MODELS
+from glann.data import Data, Images, load
+from glann.errors import GlannError
+from glann.evaluation.features import make_features
+from glann.evaluation.scores import Protocol, scores
+from glann.images import read_image
+from glann.recipes import make_recipe
+
+CONTENT = {
+    "data": {"source": "digits", "limit": 240, "test_fraction": 0.3},
+    "glo": {"code_dim": 6, "epochs": 3, "batch_size": 32, "width": 8, "hidden": 32},
+    "imle": {"noise_dim": 6, "width": 16, "depth": 1, "epochs": 2, "batch_size": 32},
+    "compare": {"models": ["ns-gan", "vae"], "features": "pixels"},
+    "ns-gan": {"images_seen": 600},
+    "vae": {"images_seen": 600},
+}
+
+
+def recipe_with(**compare):
+    return make_recipe("tiny", CONTENT | {"compare": CONTENT["compare"] | compare})
+
+
+def run(folder, recipe=None, **options):
+    said = []
+    report = comparison.compare(
+        recipe or recipe_with(),
+        folder,
+        command="glann compare tiny",
+        progress=False,
+        say=said.append,
+        **options,
+    )
+    return json.loads((folder / "compare/results.json").read_text()), report, said
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished comparison.  Don't change it."""
+    folder = tmp_path_factory.mktemp("compared")
+    results, report, said = run(folder)
+    return folder, results, report, said
+
+
+def rows_of(results):
+    return {(row["model"], row["seed"]): row for row in results["rows"]}
+
+
+def test_a_row_for_the_floor_each_stage_and_each_model(done):
+    _, results, report, said = done
+    models = [row["model"] for row in results["rows"]]
+    assert models == ["floor", "reconstructions", "gaussian", "glann", "ns-gan", "vae"]
+    assert report.is_file()
+    for row in results["rows"]:
+        assert row["n"] == 240
+        assert row["split"] == "test"
+        assert row["features"] == "pixels"
+        assert np.isfinite([row["fid"], row["kid"], row["density"]]).all()
+        for share in ("precision", "recall", "coverage", "f8", "f1_8"):
+            assert 0 <= row[share] <= 1
+        floor = results["rows"][0]["fid"]
+        assert row["fid_over_floor"] == pytest.approx(row["fid"] / floor)
+    text = "\n".join(said)
+    assert "GLANN" in text
+    assert "× floor" in text
+
+
+def test_what_each_took_is_told(done):
+    folder, results, _, _ = done
+    rows = rows_of(results)
+    assert rows["glann", 0]["images_seen"] == 3 * 240
+    assert rows["glann", 0]["codes_seen"] == 2 * 240
+    assert rows["glann", 0]["steps"] == 5 * 8
+    gan = storage.read_manifest(folder / "baselines/ns-gan")
+    assert rows["ns-gan", 0]["steps"] == gan["steps"]
+    assert rows["ns-gan", 0]["seconds"] == gan["seconds"]
+    assert abs(rows["ns-gan", 0]["images_seen"] - 600) <= 64
+    # equal generators: GLANN's has its mapper besides
+    mapper = rows["glann", 0]["parameters"] - rows["ns-gan", 0]["parameters"]
+    assert mapper == 6 * 16 + 2 * 16 + 16 * 6 + 6
+    assert rows["ns-gan", 0]["parameters"] == rows["vae", 0]["parameters"]
+
+
+def test_curves_go_over_the_training(done):
+    _, results, _, _ = done
+    rows = rows_of(results)
+    for model in ("glann", "ns-gan", "vae"):
+        curve = rows[model, 0]["curve"]
+        seconds = [point["seconds"] for point in curve]
+        assert len(curve) == 10
+        assert seconds == sorted(seconds)
+        assert seconds[-1] <= rows[model, 0]["seconds"] + 1e-3
+        assert all(point["fid"] > 0 for point in curve)
+        assert rows[model, 0]["curve_samples"] == 1000
+    before = storage.read_manifest(done[0] / "glo")["seconds"]
+    assert rows["glann", 0]["curve"][0]["seconds"] > before  # stage one has no samples
+
+
+def test_pictures_and_tables(done):
+    folder, results, _, _ = done
+    for row in results["rows"]:
+        assert read_image(folder / "compare" / row["samples"]).shape[0] == 1
+        if row["model"] != "floor":
+            assert (folder / "compare" / row["closest"]).is_file()
+            assert 0 <= row["memorisation"]["share_closer_to_train"] <= 1
+    with (folder / "compare/results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [line["model"] for line in table] == [row["model"] for row in results["rows"]]
+    assert "GLANN" in (folder / "compare/results.md").read_text()
+
+
+def test_again_trains_and_scores_nothing(done, tmp_path, monkeypatch):
+    folder = tmp_path / "again"
+    shutil.copytree(done[0], folder)
+
+    def never(*arguments, **options):
+        raise AssertionError("this was done already")
+
+    monkeypatch.setattr(comparison, "pipeline_rows", never)
+    monkeypatch.setattr(runner, "train_baseline", never)
+    monkeypatch.setattr(runner, "trained", never)
+    results, _, _ = run(folder)
+    assert results["rows"] == done[1]["rows"]
+
+
+def test_models_and_seeds_are_added(done, tmp_path):
+    folder = tmp_path / "more"
+    shutil.copytree(done[0], folder)
+    results, _, _ = run(folder, recipe_with(models=["vae"], seeds=2))
+    rows = rows_of(results)
+    assert {model for model, seed in rows if seed == 1} == {
+        "reconstructions",
+        "gaussian",
+        "glann",
+        "vae",
+    }
+    assert rows["ns-gan", 0] == rows_of(done[1])["ns-gan", 0]  # what was there is kept
+    assert rows["vae", 0] == rows_of(done[1])["vae", 0]
+    assert rows["vae", 1]["fid"] != rows["vae", 0]["fid"]
+    assert (folder / "seeds/1/pipeline/manifest.json").is_file()
+
+
+def test_rows_without_their_runs_are_kept(done, tmp_path):
+    """Results that were copied from another machine are gone on with."""
+    shutil.copytree(done[0] / "compare", tmp_path / "compare")
+    results, _, _ = run(tmp_path)
+    assert results["rows"] == done[1]["rows"]
+    assert not (tmp_path / "baselines").exists()
+
+
+def test_other_settings_are_trained_anew(done, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(done[0] / "compare", folder / "compare")
+    content = CONTENT | {"vae": {"images_seen": 900}}
+    results, _, _ = run(folder, make_recipe("tiny", content))
+    rows, before = rows_of(results), rows_of(done[1])
+    assert rows["ns-gan", 0] == before["ns-gan", 0]
+    assert rows["vae", 0]["images_seen"] > before["vae", 0]["images_seen"]
+    assert len(rows) == len(before)
+
+
+def test_rows_on_other_features_are_put_aside(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "x")
+    results, _, _ = run(tmp_path / "x", recipe_with(features="random"))
+    assert {row["features"] for row in results["rows"]} == {"random"}
+    (aside,) = (tmp_path / "x/compare").glob("results-*.json")
+    assert json.loads(aside.read_text())["rows"] == done[1]["rows"]
+
+
+def test_a_training_that_diverges_is_a_row_and_the_others_go_on(tmp_path):
+    content = CONTENT | {"ns-gan": {"images_seen": 600, "loss": "least-squares", "lr": 1e30}}
+    results, _, said = run(tmp_path, make_recipe("tiny", content))
+    rows = rows_of(results)
+    assert "not finite" in rows["ns-gan", 0]["failed"]
+    assert "fid" in rows["vae", 0]
+    assert any("failed" in line for line in said)
+
+
+def test_other_errors_are_not_taken_for_failures(done, tmp_path):
+    shutil.copytree(done[0] / "baselines", tmp_path / "baselines")
+    content = CONTENT | {"vae": {"images_seen": 900}}  # another recipe's run is in the way
+    with pytest.raises(GlannError, match="another settings"):
+        run(tmp_path, make_recipe("tiny", content))
+
+
+def test_a_budget_in_seconds_sets_the_lengths_once(tmp_path):
+    results, _, _ = run(tmp_path, recipe_with(models=["vae"]), budget_seconds=2)
+    lengths = json.loads((tmp_path / "compare/lengths-2.json").read_text())
+    rows = rows_of(results)
+    assert abs(rows["vae", 0]["images_seen"] - lengths["vae"]) <= 64
+    assert rows["glann", 0]["images_seen"] == 240 * lengths["glann"]["glo"]
+    assert lengths["vae"] > 600
+    assert "about 2 s" in results["protocol"]["budget"]
+    again, _, _ = run(tmp_path, recipe_with(models=["vae"]), budget_seconds=2)
+    assert again["rows"] == results["rows"]
+
+
+# ---------------------------------------------------------------------- protocol
+
+
+def digits(split, n=240):
+    return load(Data(source="digits", test_fraction=0.3, limit=n), split=split)
+
+
+def make(train, test, samples=10_000):
+    return Protocol(train, test, make_features("pixels", train=train, test=test), samples)
+
+
+def test_real_images_are_the_test_images_and_the_floor_as_many_training_images():
+    train, test = digits("train", 300), digits("test", 120)
+    protocol = make(train, test)
+    assert protocol.n == 120
+    assert protocol.describe()["real"] == "120 test images of digits"
+    everything = protocol.features(test.images)
+    assert torch.equal(protocol.real.sort(0).values, everything.sort(0).values)
+    wanted = scores(real=protocol.real, fake=protocol.features(train.images[protocol.rows]))
+    assert protocol.floor == {**wanted, "fid_over_floor": 1.0}
+    assert len(protocol.rows.unique()) == 120
+
+
+def test_without_test_images_one_half_is_scored_against_the_other():
+    train = digits("train", 200)
+    protocol = make(train, None)
+    assert (protocol.n, protocol.split) == (100, "train")
+    mine = protocol.features(train.images[protocol.rows])
+    both = torch.cat([mine, protocol.real])
+    assert torch.equal(both.sort(0).values, protocol.features(train.images).sort(0).values)
+    with pytest.raises(GlannError, match="test images"):
+        protocol.memorisation(train.images)
+
+
+def test_samples_beyond_n_are_not_scored_and_fewer_are_refused():
+    train, test = digits("train"), digits("test", 100)
+    protocol = make(train, test, samples=80)
+    assert protocol.n == 80
+    images = train.images[100:]
+    assert protocol.score(images) == protocol.score(images[:80])
+    with pytest.raises(GlannError, match="79 samples were given; wanted 80"):
+        protocol.score(images[:79])
+    with pytest.raises(GlannError, match="wanted at least 50"):
+        make(train, digits("test", 30))
+
+
+def test_copies_are_told_from_fresh_images():
+    train, test = digits("train", 500), digits("test", 300)
+    fresh = digits("train", 800).images[500:]
+    protocol = make(train, test)
+    copies, picture = protocol.memorisation(train.images)
+    honest, _ = protocol.memorisation(fresh)
+    assert copies["ratio"] < 0.2 < 0.7 < honest["ratio"]
+    assert copies["share_closer_to_train"] > 0.9
+    assert torch.equal(picture[:8], picture[8:16])  # each sample above the image it copies
+
+
+def test_every_model_has_a_label():
+    assert set(MODELS) <= set(comparison.LABELS)
+
+
+# ---------------------------------------------------------------------- evaluate
+
+
+def glann(*arguments):
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_evaluate_a_run_gives_the_comparisons_rows(done, tmp_path):
+    rows = comparison.evaluate(str(done[0]), features="pixels", progress=False, folder=tmp_path)
+    wanted = rows_of(done[1])
+    assert [row["model"] for row in rows] == ["floor", "reconstructions", "gaussian", "glann"]
+    for row in rows:
+        assert row["fid"] == wanted[row["model"], 0]["fid"]
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_evaluate_a_baseline(done):
+    target = str(done[0] / "baselines/vae")
+    rows = comparison.evaluate(target, features="pixels", progress=False)
+    assert [row["model"] for row in rows] == ["floor", "vae"]
+    assert rows[1]["fid"] == rows_of(done[1])["vae", 0]["fid"]
+
+
+def test_evaluate_a_pipeline_without_codes(done, tmp_path):
+    shutil.copytree(done[0] / "pipeline", tmp_path / "alone")
+    rows = comparison.evaluate(str(tmp_path / "alone"), features="pixels", progress=False)
+    assert [row["model"] for row in rows] == ["floor", "glann"]
+
+
+def test_evaluate_anybodys_images(tmp_path):
+    np.save(tmp_path / "real.npy", digits("train", 240).images.numpy())
+    np.save(tmp_path / "fake.npy", digits("test", 130).images.numpy())
+    np.save(tmp_path / "grey.npy", np.full((130, 1, 8, 8), 128, np.uint8))
+    real = ["--real", tmp_path / "real.npy", "--features", "pixels", "-q"]
+    code, output = glann("evaluate", *real, "--fake", tmp_path / "fake.npy", "-o", tmp_path / "o")
+    assert code == 0, output
+    assert "the images given" in output
+    good = json.loads((tmp_path / "o/results.json").read_text())["rows"][1]
+    code, output = glann("evaluate", *real, "--fake", tmp_path / "grey.npy", "-o", tmp_path / "o")
+    assert code == 0, output
+    bad = json.loads((tmp_path / "o/results.json").read_text())["rows"][1]
+    assert bad["fid"] > 10 * good["fid"]
+    assert good["n"] == 120  # half of the real images: the other half is the floor
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate"], "either a PIPELINE or --fake"),
+        (["evaluate", "digits", "--fake", "x"], "either a PIPELINE or --fake"),
+        (["evaluate", "--fake", "x.npy"], "needs --real"),
+        (["evaluate", "--fake", "x.npy", "--real", "y.npy"], "x.npy is missing"),
+        (["evaluate", "nosuch"], "there is no pipeline 'nosuch'"),
+        (["evaluate", "digits", "--features", "inception", "-q"], "torch-fidelity"),
+        (["evaluate", "digits", "-n", "3"], "-n"),
+        (["compare", "digits", "--models", "gan"], "not one of the choices"),
+        (["compare", "digits", "--seeds", "0"], "--seeds"),
+        (["compare", "digits", "--set", "compare.samples=2"], "out of range"),
+        (["train-baseline", "digits", "--model", "wgan-pg"], "did you mean 'wgan-gp'"),
+        (["train-baseline", "digits"], "--model"),
+    ],
+)
+def test_mistakes_are_explained(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output = glann(*arguments)
+    assert code == 2
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text(make_recipe("tiny", CONTENT).to_toml())
+    code, output = glann("train-baseline", "tiny.toml", "--model", "vae", "-q")
+    assert code == 0, output
+    assert "glann sample runs/tiny/baselines/vae" in output
+    code, output = glann("sample", "runs/tiny/baselines/vae", "-o", "vae.png")
+    assert code == 0, output
+    trained = Path("runs/tiny/baselines/vae/manifest.json").read_bytes()
+    code, output = glann("compare", "tiny.toml", "--models", "vae", "-q")
+    assert code == 0, output
+    assert "look at   runs/tiny/compare/report.html" in output
+    assert Path("runs/tiny/baselines/vae/manifest.json").read_bytes() == trained
+    code, output = glann("inspect", "runs/tiny")
+    assert code == 0, output
+    assert "vae " in output
+    code, output = glann("inspect", "runs/tiny/baselines/vae")
+    assert "model          vae" in output
+    code, output = glann("compare", "tiny.toml", "--dry-run", "--models", "vae,wgan")
+    assert '["vae", "wgan"]' in output
+    assert "[wgan]" in output
+
+
+def test_images_without_labels_or_test_images_are_compared_too(tmp_path):
+    images = digits("train", 200).images
+    train = Images(images, None, "array", "f", "x", ())
+    features = make_features("auto", train=train, test=None)
+    assert features.name == "random"
+    protocol = Protocol(train, None, features)
+    assert protocol.score(images)["fid"] < protocol.score(255 - images)["fid"]
