@@ -629,7 +629,8 @@ def evaluate(
 @click.option(
     "--budget-seconds",
     type=click.FloatRange(1),
-    help="Train each model for about so long, instead of the recipe's lengths in images seen.",
+    help="Train each model for about so long, instead of the recipe's lengths in images seen; the "
+    "run's folder is then runs/RECIPE-Ns.",
 )
 @features_option
 @weights_option
@@ -673,7 +674,9 @@ def compare(
         return
     from glann import comparison
 
-    folder = run or RUNS / resolved.name
+    # Trained to other lengths, it is another run.
+    name = resolved.name if budget_seconds is None else f"{resolved.name}-{budget_seconds:g}s"
+    folder = run or RUNS / name
     if restart:
         shutil.rmtree(folder / "compare", ignore_errors=True)
     report = comparison.compare(

@@ -200,7 +200,7 @@ def evaluate(
         assert given is not None
         rows.append(_scored(_row("fake", 0, protocol), given, protocol, folder))
     if folder is not None:
-        results = Results(folder, "", {}, protocol, command, "not trained here")
+        results = Results(folder, train.source, {}, protocol, command, "")
         results.add("evaluate", rows)
     for row in rows:
         say(sentence(row))

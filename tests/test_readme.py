@@ -1,5 +1,6 @@
 """What the README says is so."""
 
+import json
 import re
 from pathlib import Path
 
@@ -63,3 +64,17 @@ def test_floors_are_those_that_are_tested():
 @pytest.mark.parametrize("name", ["README.md", "Makefile", "CHANGELOG.md"])
 def test_text_is_not_left_unfinished(name):
     assert not re.search(r"TODO|XXX|FIXME|DEMO_OUTPUT", (ROOT / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "pipelines/results").glob("*/results.json")), ids=lambda p: p.parent.name
+)
+def test_tables_of_results_are_those_of_the_files(path):
+    from glann.report import markdown_table
+
+    results = json.loads(path.read_text(encoding="utf-8"))
+    told = (ROOT / "pipelines/README.md").read_text(encoding="utf-8")
+    assert markdown_table(results).strip() in told
+    assert results["recipe"] == path.parent.name
+    assert f"glann compare {path.parent.name}" in told
+    assert (path.parent / "report.html").is_file()

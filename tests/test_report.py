@@ -24,14 +24,16 @@ from glann.report.summary import caveats, heading, headline
 
 HEADS = [
     "model", "FID ÷ floor", "FID", "KID × 1000", "precision", "recall", "density", "coverage",
-    "F8", "F1/8", "memorisation ratio", "images seen", "steps", "seconds", "parameters",
+    "F8", "F1/8", "memorisation ratio", "images seen", "steps", "seconds",
+    "CPU seconds", "parameters",
 ]  # fmt: skip
 SHOWN = {
     "FID ÷ floor": ("fid_over_floor", 1, 2), "FID": ("fid", 1, 1), "KID × 1000": ("kid", 1000, 2),
     "precision": ("precision", 1, 3), "recall": ("recall", 1, 3), "density": ("density", 1, 3),
     "coverage": ("coverage", 1, 3), "F8": ("f8", 1, 3), "F1/8": ("f1_8", 1, 3),
     "memorisation ratio": ("memorisation.ratio", 1, 3), "images seen": ("images_seen", 1, 0),
-    "steps": ("steps", 1, 0), "seconds": ("seconds", 1, 0), "parameters": ("parameters", 1, 0),
+    "steps": ("steps", 1, 0), "seconds": ("seconds", 1, 0),
+    "CPU seconds": ("cpu_seconds", 1, 0), "parameters": ("parameters", 1, 0),
 }  # fmt: skip
 """For each column where its number is, what it is multiplied with, and its decimals here."""
 
@@ -62,6 +64,7 @@ def numbers_of(i, name, group, fid, seed):
         seconds = 700.0 + 31.7 * i + seed
         row |= {
             "images_seen": 720_000, "steps": 5_628 + i, "seconds": seconds,
+            "cpu_seconds": 1.9 * seconds,
             "parameters": 6_600_000 + i, "closest": f"closest/{name}-{seed}.png",
             "curve": [{"seconds": seconds * k / 5, "fid": fid * (1 + 2 / k)} for k in range(1, 6)],
             "curve_samples": 1000,
@@ -669,8 +672,11 @@ NOTHING = {"model": "m", "label": "M", "group": "baseline", "seed": 0, "n": 9}
 def test_little_or_odd_is_shown_too(rows, tmp_path):
     shown = Page(write_report(BARE | {"rows": rows}, tmp_path).read_text())
     assert not re.search(r"\b(nan|inf|None|null)\b", shown.text)
-    lines = markdown_table(BARE | {"rows": rows}).splitlines()
-    assert {len(cells_of(line)) for line in lines} == {len(HEADS)}
+    heads, rule, *cells = map(cells_of, markdown_table(BARE | {"rows": rows}).splitlines())
+    assert {len(row) for row in [rule, *cells]} == {len(heads)}
+    assert heads == [head for head in HEADS if head in heads]
+    for number, head in enumerate(heads[2:], 2):  # columns that nobody has are left out
+        assert {row[number] for row in cells} != {"–"}, head
 
 
 def test_another_number_of_samples_is_told_of(tmp_path):

@@ -91,8 +91,8 @@ class GAN(NoiseSampler):
 
             if generators_turn:
                 discriminator.requires_grad_(False)
-                with torch.no_grad():  # only the relativistic loss looks at them
-                    real_scores = discriminator(real) if self.loss == "relativistic" else fake[:0]
+                if self.loss == "relativistic":  # no other generator looks at them
+                    real_scores = discriminator(real).detach()
                 generator_loss = loss.generator(real_scores, discriminator(fake))
                 generator_adam.zero_grad()
                 generator_loss.backward()

@@ -64,14 +64,18 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def markdown_table(results: dict[str, Any]) -> str:
-    """The table in Markdown, pipes aligned: reference rows in italics, the best in bold."""
+    """The table in Markdown, pipes aligned: reference rows in italics, the best in bold.
+
+    Columns that no row has a number for are left out.
+    """
     summaries = summarise(results["rows"])
     shown = Format(summaries)
-    lines = [["model", *(column.title for column in COLUMNS)]]
+    columns = [c for c in COLUMNS if c == RATIO or any(shown.both(c, s) for s in summaries)]
+    lines = [["model", *(column.title for column in columns)]]
     for summary in summaries:
         name = _escaped(summary.label)
         cells = [f"*{name}*" if summary.group == REFERENCE else name]
-        for column in COLUMNS:
+        for column in columns:
             text = shown.both(column, summary) or "–"
             if column == RATIO and not summary.rows:
                 text = "failed"
