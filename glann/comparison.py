@@ -112,6 +112,7 @@ def compare(
                 results.add(identity, _trained_rows(seeded, model, run, results, how))
             for row in results.of(identity):
                 say(sentence(row))
+    results.write()
     return results.folder / "report.html"
 
 
@@ -275,9 +276,10 @@ def sentence(row: Row) -> str:
 
 def _row(model: str, seed: int, protocol: Protocol) -> Row:
     group = {"glann": "glann", "fake": "glann"} | dict.fromkeys(MODELS, "baseline")
+    halves = model == "floor" and protocol.split == "train"
     return {
         "model": model,
-        "label": LABELS[model],
+        "label": "real images (the floor)" if halves else LABELS[model],
         "group": group.get(model, "reference"),
         "seed": seed,
         "n": protocol.n,
@@ -423,6 +425,10 @@ class Results:
         replaced = {(row["model"], row["seed"]) for row in marked}
         kept = [r for r in self._content["rows"] if (r["model"], r["seed"]) not in replaced]
         self._content["rows"] = [*kept, *marked]
+        self.write()
+
+    def write(self) -> None:
+        """Write results.json and the report."""
         storage.write_json(self.folder / "results.json", self._content)
         write_report(self._content, self.folder)
 
