@@ -3,7 +3,10 @@
 Commands import what they need when they run: `glann --help` doesn't wait for torch.
 """
 
+import contextlib
+import io
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -34,6 +37,8 @@ COMMANDS = (
     "train-baseline",
     "compare",
 )
+TOGETHER = ("train", "train-glo", "train-imle", "sample", "evaluate")
+"""Commands that torchrun can start in several processes."""
 
 
 class Glann(click.Group):
@@ -42,6 +47,15 @@ class Glann(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order of COMMANDS."""
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, and the other processes if torchrun started several."""
+        found = super().resolve_command(ctx, args)
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            _meet(ctx, str(found[0]))
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what a user can mend becomes a message and exit code 2."""
@@ -57,6 +71,22 @@ class Glann(click.Group):
             if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
                 raise
             _out_of_memory(ctx, error)
+
+
+def _meet(ctx: click.Context, command: str) -> None:
+    """Work with the other processes until the end; only the first one prints."""
+    if command not in TOGETHER:
+        raise GlannError(
+            f"`glann {command}` works in one process, and torchrun started "
+            f"{os.environ['WORLD_SIZE']}; wanted one of {', '.join(TOGETHER)}. Call it without "
+            "torchrun"
+        )
+    from glann import processes
+
+    processes.start()
+    ctx.call_on_close(processes.stop)
+    if not processes.is_first():
+        ctx.with_resource(contextlib.redirect_stdout(io.StringIO()))
 
 
 def _out_of_memory(ctx: click.Context, error: Exception) -> NoReturn:
@@ -129,6 +159,12 @@ recipe_options = _options(
     quiet_option,
     device_option,
 )
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Of matrix products while training; auto: bfloat16 on GPUs and CPUs that are made for it. "
+    " [default: as in the recipe]",
+)
 vgg_option = click.option(
     "--vgg-weights",
     type=click.Path(),
@@ -137,8 +173,10 @@ vgg_option = click.option(
 imle_options = _options(
     click.option(
         "--search",
-        type=click.Choice(["torch", "faiss"]),
-        help="Nearest-neighbour search: both find the same.  [default: as in the recipe]",
+        type=click.Choice(["torch", "faiss", "ivf"]),
+        help="Nearest-neighbour search: torch and faiss find the same; ivf (faiss) is faster for "
+        "many codes and may miss the nearest: how often is measured and logged as recall.  "
+        "[default: as in the recipe]",
     ),
     click.option(
         "--with-codes",
@@ -167,6 +205,8 @@ def _resolve(
     overrides: tuple[str, ...],
     vgg_weights: str | None = None,
     search: str | None = None,
+    precision: str | None = None,
+    stages: tuple[str, ...] = (),
 ) -> "Recipe":
     from glann.recipes import load_recipe
 
@@ -175,7 +215,13 @@ def _resolve(
         extra.append(f"glo.vgg_weights={json.dumps(vgg_weights)}")
     if search:
         extra.append(f"imle.search={search}")
-    return load_recipe(recipe, [*overrides, *extra])
+    resolved = load_recipe(recipe, [*overrides, *extra])
+    if precision:
+        for stage in stages:
+            if hasattr(getattr(resolved, stage), "precision"):  # a Gaussian needs none
+                extra.append(f"{stage}.precision={precision}")
+        resolved = load_recipe(recipe, [*overrides, *extra])
+    return resolved
 
 
 # ---------------------------------------------------------------------- training
@@ -186,6 +232,7 @@ def _resolve(
 @data_option
 @vgg_option
 @imle_options
+@precision_option
 @recipe_options
 def train(
     recipe: str,
@@ -198,6 +245,7 @@ def train(
     data: str | None,
     vgg_weights: str | None,
     search: str | None,
+    precision: str | None,
     with_codes: bool,
     half: bool,
 ) -> None:
@@ -206,7 +254,7 @@ def train(
     RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of your own. The same command
     resumes a run that was interrupted.
     """
-    resolved = _resolve(recipe, overrides, vgg_weights, search)
+    resolved = _resolve(recipe, overrides, vgg_weights, search, precision, ("glo", "imle"))
     if dry_run:
         click.echo(resolved.to_toml(), nl=False)
         return
@@ -223,6 +271,7 @@ def train(
 @click.argument("recipe")
 @data_option
 @vgg_option
+@precision_option
 @recipe_options
 def train_glo(
     recipe: str,
@@ -234,13 +283,14 @@ def train_glo(
     device: str,
     data: str | None,
     vgg_weights: str | None,
+    precision: str | None,
 ) -> None:
     """Stage one: learn a generator and one code for each image.
 
     RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of your own. The same command
     resumes a run that was interrupted.
     """
-    resolved = _resolve(recipe, overrides, vgg_weights)
+    resolved = _resolve(recipe, overrides, vgg_weights, None, precision, ("glo",))
     if dry_run:
         click.echo(resolved.to_toml(), nl=False)
         return
@@ -272,6 +322,7 @@ def train_glo(
     help="With --codes: the folder for what was learned.",
 )
 @imle_options
+@precision_option
 @recipe_options
 def train_imle(
     recipe: str | None,
@@ -284,6 +335,7 @@ def train_imle(
     quiet: bool,
     device: str,
     search: str | None,
+    precision: str | None,
     with_codes: bool,
     half: bool,
 ) -> None:
@@ -299,7 +351,7 @@ def train_imle(
         raise click.UsageError("give either a RECIPE or --codes FILE")
     if (codes is None) != (output is None):
         raise click.UsageError("--codes FILE and -o FOLDER go together")
-    resolved = _resolve(recipe, overrides, search=search)
+    resolved = _resolve(recipe, overrides, None, search, precision, ("imle",))
     if dry_run:
         click.echo(resolved.to_toml(), nl=False)
         return

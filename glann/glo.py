@@ -12,6 +12,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from glann import images as pixels
+from glann import processes
 from glann.errors import GlannError
 from glann.losses import LOSSES, make_loss
 from glann.networks import Generator, evaluation_mode, to_ball, to_sphere
@@ -20,15 +21,18 @@ from glann.randomness import permutation, seeded
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
 from glann.training import (
+    PRECISIONS,
     SCHEDULES,
     Batches,
     Parts,
     Training,
     adam,
+    autocast,
     learning_rate,
     load_optimiser_state,
     optimiser_state,
     pick_device,
+    pick_precision,
     set_learning_rate,
 )
 
@@ -60,6 +64,9 @@ class GLO:
     width: int = setting(64, "channels before the generator's last layer", minimum=4, maximum=512)
     hidden: int = setting(1024, "units of the generator's first layer", minimum=8, maximum=8192)
     batch_norm: bool = setting(True, "BatchNorm in the generator")
+    precision: str = setting(
+        "auto", "of matrix products; auto: bfloat16 where that is faster", choices=PRECISIONS
+    )
 
     def fit(
         self,
@@ -132,51 +139,60 @@ class GLO:
         device: torch.device,
     ) -> torch.Tensor:
         hold = to_sphere if self.space == "sphere" else to_ball
+        share = processes.Share(len(images))
         generator.to(device).train()
+        model = processes.parallel(generator)
         optimiser = adam(generator, self.generator_lr)
         if saved:
-            codes = saved["codes"]["codes"].to(device)
-            code_adam = CodeAdam(codes, saved["code_adam"])
+            codes = saved["codes"]["codes"][share.items].to(device)
+            moments = {name: table[share.items] for name, table in saved["code_adam"].items()}
+            code_adam = CodeAdam(codes, moments)
             load_optimiser_state(optimiser, saved["optimiser"])
         else:
             codes = self._starting_codes(images, seed)
             if self.space == "ball":  # all of it in use, rather than all codes on its surface
                 codes /= codes.norm(dim=1).max()
-            codes = hold(codes).to(device)
+            codes = hold(codes[share.items]).to(device)
             code_adam = CodeAdam(codes)
         loss_of = make_loss(self.loss, (images.shape[2], images.shape[3]), device, self.vgg_weights)
+        precision = pick_precision(self.precision, device)
         steps = training.batches.steps
 
         for step, rows in training.steps(seed):
             lr = learning_rate(self.schedule, self.generator_lr, step, steps)
             code_lr = learning_rate(self.schedule, self.code_lr, step, steps)
             set_learning_rate(optimiser, lr)
-            target = pixels.to_float(images[rows].to(device))
-            rows = rows.to(device)
-            z = codes[rows].requires_grad_()
+            mine = share.of(rows)
+            target = pixels.to_float(images[mine].to(device))
+            places = share.places(mine).to(device)
+            z = codes[places].requires_grad_()
 
-            loss = loss_of(generator(z), target).mean()
+            with autocast(precision, device):
+                made = model(z)
+            loss = loss_of(made.float(), target).sum() / len(rows)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             # The mean divides each code's gradient by the batch; Adam doesn't mind.
             visits = step // training.batches.per_epoch + 1
-            codes[rows] = hold(code_adam.step(codes, rows, z.grad, code_lr, visits))
+            codes[places] = hold(code_adam.step(codes, places, z.grad, code_lr, visits))
 
             training.record(loss, lr=lr)
             if training.picture_due:
-                training.picture("reconstructions", _comparison(generator, codes, images))
+                shown = share.first(codes, SHOWN)
+                training.picture("reconstructions", _comparison(generator, shown, images))
             if training.checkpoint_due:
+                moments = {name: share.whole(table) for name, table in code_adam.state().items()}
                 training.save(
                     {
                         "generator": generator.state_dict(),
-                        "codes": {"codes": codes},
+                        "codes": {"codes": share.whole(codes)},
                         "optimiser": optimiser_state(optimiser),
-                        "code_adam": code_adam.state(),
+                        "code_adam": moments,
                     }
                 )
         optimiser.zero_grad()  # the gradients' memory is not needed any more
-        return codes
+        return share.whole(codes)
 
     def _starting_codes(self, images: torch.Tensor, seed: int) -> torch.Tensor:
         """Codes before they are put on the sphere or into the ball: float32 `(n, code_dim)`."""
@@ -244,7 +260,7 @@ class CodeAdam:
 
 def _comparison(generator: Generator, codes: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """One picture: rows of eight images, each above the row of their reconstructions."""
-    shown = images[:SHOWN]
+    shown = images[: len(codes)]
     with evaluation_mode(generator):
-        made = pixels.to_uint8(generator(codes[:SHOWN])).cpu()
+        made = pixels.to_uint8(generator(codes)).cpu()
     return pixels.grid(pixels.interleave(shown, made), columns=min(8, len(shown)))

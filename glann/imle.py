@@ -7,29 +7,34 @@ section 3.2; "ICP" in its authors' code).
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from glann import processes
 from glann.codes import as_codes, on_sphere
-from glann.nearest import SEARCHES, nearest
+from glann.nearest import EXACT, SEARCHES, nearest, recall
 from glann.networks import Mapper, evaluation_mode
 from glann.randomness import BLOCK, noise, seeded
 from glann.randomness import generator as random_generator
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
 from glann.training import (
+    PRECISIONS,
     SCHEDULES,
     SNAPSHOT,
     Batches,
     Parts,
     Training,
     adam,
+    autocast,
     learning_rate,
     load_optimiser_state,
     optimiser_state,
     pick_device,
+    pick_precision,
     set_learning_rate,
 )
 
@@ -53,7 +58,12 @@ class IMLE:
     pool: float = setting(2.0, "candidates drawn for a matching, per code", minimum=0.01)
     keep: int = setting(1, "epochs for which a matching is kept", minimum=1)
     perturbation: float = setting(0.0, "noise added to the chosen noise in a step", minimum=0)
-    search: str = setting("torch", "nearest-neighbour search", choices=SEARCHES)
+    search: str = setting(
+        "torch", "nearest-neighbour search; ivf may miss the nearest", choices=SEARCHES
+    )
+    precision: str = setting(
+        "auto", "of a step's matrix products; matching is exact", choices=PRECISIONS
+    )
 
     def fit(
         self,
@@ -112,38 +122,49 @@ class IMLE:
         saved: Parts | None,
         seed: int,
     ) -> None:
-        device = codes.device
+        device, n = codes.device, len(codes)
+        share = processes.Share(n)
+        codes = codes[share.items]
         mapper.to(device).train()
+        model = processes.parallel(mapper)
         optimiser = adam(mapper, self.lr, self.weight_decay)
         steps_of_matching = self.keep * training.batches.per_epoch
         pool = chosen = torch.empty(0)
         if saved:
             load_optimiser_state(optimiser, saved["optimiser"])
             # The matching under way goes on; at its first step it would have been made anew.
-            chosen = saved["matching"]["chosen"].to(device)
-            pool = self._draw(seed, (training.step - 1) // steps_of_matching, len(codes), device)
+            chosen = saved["matching"]["chosen"][share.items].to(device)
+            pool = self._draw(seed, (training.step - 1) // steps_of_matching, n, device)
         # Distances and losses in units of the codes' spread, whatever unit they came in.
         scale = 1.0 if mapper.on_sphere else float(mapper.scale)
+        precision = pick_precision(self.precision, device)
         steps = training.batches.steps
+        found: dict[str, float] = {}
 
         for step, rows in training.steps(seed):
             if step % steps_of_matching == 0:
-                pool = self._draw(seed, step // steps_of_matching, len(codes), device)
-                chosen, _ = nearest(codes, _candidates(mapper, pool), self.search)
+                pool = self._draw(seed, step // steps_of_matching, n, device)
+                candidates = processes.by_parts(pool.split(8192), partial(_candidates, mapper))
+                chosen, _ = nearest(codes, candidates, self.search)
+                if self.search not in EXACT:
+                    found["recall"] = recall(codes, candidates, chosen)
             lr = learning_rate(self.schedule, self.lr, step, steps)
             set_learning_rate(optimiser, lr)
-            rows = rows.to(device)
-            e = pool[chosen[rows]]
+            places = share.places(share.of(rows)).to(device)
+            e = pool[chosen[places]]
             if self.perturbation:
                 random = random_generator(seed, "perturbation", step)
-                e += self.perturbation * torch.randn(e.shape, generator=random).to(device)
+                nudge = torch.randn(len(rows), self.noise_dim, generator=random)
+                e += self.perturbation * nudge[share.among(rows)].to(device)
 
-            loss = ((mapper(e) - codes[rows]) / scale).square().sum(1).mean()
+            with autocast(precision, device):
+                made = model(e)
+            loss = ((made.float() - codes[places]) / scale).square().sum(1).sum() / len(rows)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
 
-            training.record(loss, lr=lr)
+            training.record(loss, lr=lr, **found)
             if training.picture_due:
                 shown = noise(seed, "snapshot", 0, SNAPSHOT, self.noise_dim).to(device)
                 training.snapshot(_candidates(mapper, shown).cpu())
@@ -152,7 +173,7 @@ class IMLE:
                     {
                         "mapper": mapper.state_dict(),
                         "optimiser": optimiser_state(optimiser),
-                        "matching": {"chosen": chosen},
+                        "matching": {"chosen": share.whole(chosen)},
                     }
                 )
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from glann import __version__, storage
+from glann import __version__, processes, storage
 from glann.codes import as_codes
 from glann.density import Gaussian, Mixture
 from glann.errors import GlannError
@@ -144,13 +144,13 @@ class GLANN:
                 f"codes have {codes.shape[1]} numbers; this generator's have {self.code_dim}"
             )
         block = self._block()
-        made = []
+
+        def make(part: torch.Tensor) -> torch.Tensor:
+            full = torch.cat([part, part[-1:].expand(block - len(part), -1)])
+            return to_uint8(self.generator(full.to(self.device))[: len(part)]).cpu()
+
         with evaluation_mode(self.generator):
-            for part in codes.split(block):
-                full = torch.cat([part, part[-1:].expand(block - len(part), -1)])
-                images = self.generator(full.to(self.device))[: len(part)]
-                made.append(to_uint8(images).cpu())
-        return torch.cat(made)
+            return processes.by_parts(codes.split(block), make)
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """New images, number `start` to `start + n` of `seed`.

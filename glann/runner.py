@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glann import storage
+from glann import processes, storage
 from glann.baselines import MODELS
 from glann.codes import as_codes
 from glann.data import Data, Images, load
@@ -33,7 +33,7 @@ from glann.pipeline import GLANN, sampler_name, save_sampler, versions
 from glann.places import find_pipeline
 from glann.recipes import Recipe, load_recipe
 from glann.settings import as_dict, nearest_name
-from glann.training import pick_device
+from glann.training import pick_device, pick_precision
 
 Say = Callable[[str], object]
 
@@ -62,13 +62,13 @@ def train_glo(
     device = str(pick_device(device))
     images = load(recipe.data, data)
     if restart:
-        for stale in ("glo", "imle", "pipeline"):
-            shutil.rmtree(folder / stale, ignore_errors=True)
-        (folder / "recipe.toml").unlink(missing_ok=True)
+        _delete(*(folder / stale for stale in ("glo", "imle", "pipeline", "recipe.toml")))
     _claim(folder, recipe, images.fingerprint)
     n, channels, height, width = images.images.shape
     say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
-    say(f"run       {folder} on {device}, seed {recipe.seed}")
+    precision = str(pick_precision(recipe.glo.precision, torch.device(device)))
+    note = "" if precision == "torch.float32" else f" in {precision.removeprefix('torch.')}"
+    say(f"run       {folder} on {device}{note}{_together()}, seed {recipe.seed}")
     storage.write_json(folder / "data.json", {**about(images), "place": images.place})
     _note_environment(folder, device)
     glo = recipe.glo.fit(
@@ -100,8 +100,7 @@ def train_imle(
     device = str(pick_device(device))
     generator, codes, stage_one = load_stage_one(folder, recipe.given)
     if restart:
-        for stale in ("imle", "pipeline"):
-            shutil.rmtree(folder / stale, ignore_errors=True)
+        _delete(folder / "imle", folder / "pipeline")
     _claim(folder, recipe)
     name = sampler_name(recipe.imle)
     say(f"codes     {len(codes):,} of {codes.shape[1]} numbers, from {folder / 'glo'}")
@@ -177,7 +176,7 @@ def train_baseline(
     images = load(recipe.data, data)
     part = folder / "baselines" / model
     if restart:
-        shutil.rmtree(part, ignore_errors=True)
+        _delete(part)
     _claim(folder, recipe, images.fingerprint)
     n, channels, height, width = images.images.shape
     say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
@@ -237,7 +236,7 @@ def train_on_codes(
     device = str(pick_device(device))
     array = read_codes(codes)
     if restart:
-        shutil.rmtree(folder / "training", ignore_errors=True)
+        _delete(folder / "training")
     say(f"codes     {len(array):,} of {array.shape[1]} numbers, from {codes}")
     sampler = recipe.imle.fit(
         array, seed=recipe.seed, device=device, folder=folder / "training", progress=progress
@@ -350,6 +349,21 @@ def _claim(folder: Path, recipe: Recipe, fingerprint: str | None = None) -> None
     storage.write_text(path, recipe.to_toml())
 
 
+def _delete(*paths: Path) -> None:
+    """Delete files and folders of this run; with several processes, before any goes on."""
+    if processes.is_first():
+        for path in paths:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    processes.wait()
+
+
+def _together() -> str:
+    return "" if processes.count() == 1 else f", {processes.count()} processes"
+
+
 def _refuse(folder: Path, difference: str) -> None:
     raise GlannError(
         f"{folder} is a run of another recipe: it has {difference}. Use the same settings to go "
@@ -365,6 +379,7 @@ def environment(device: str) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "device": device,
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
     }

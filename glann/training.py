@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from glann import storage
+from glann import processes, storage
 from glann.errors import GlannError
 from glann.images import write_png
 from glann.randomness import permutation
@@ -41,11 +41,16 @@ CHECKPOINT_SECONDS = 60.0
 LOG_STEPS = 100
 """Steps between two lines of the log, at the most."""
 
+ASK_STEPS = 10
+"""Steps after which several processes ask each other whether one wants to save or to stop."""
+
 PICTURES = 10
 """Moments of a run, evenly spread, at which progress is shown; the last is its end."""
 
 SNAPSHOT = 1000
 """Samples kept of such a moment, from which scores against time are computed afterwards."""
+
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 SCHEDULES = ("one-cycle", "cosine", "halving", "constant")
 
@@ -59,7 +64,9 @@ class Interrupted(GlannError):
 def pick_device(name: str) -> torch.device:
     """The device called `name`: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes.count() > 1 and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())  # each process has its own
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -71,6 +78,30 @@ def pick_device(name: str) -> torch.device:
             f"device '{name}' is not on this machine; wanted auto or one of {', '.join(available)}"
         ) from error
     return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """What matrix products are computed in: for auto, bfloat16 where the device is made for it.
+
+    CPUs are if they have AMX or AVX512-BF16; others take longer over it than over float32.
+    """
+    if name not in PRECISIONS:
+        raise GlannError(f"precision = {name!r} is unknown; wanted one of {', '.join(PRECISIONS)}")
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    made_for_it = False
+    if device.type == "cuda":
+        made_for_it = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        # torch has no public name for these yet.
+        known = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        made_for_it = any(getattr(torch.cpu, ask, bool)() for ask in known)
+    return torch.bfloat16 if made_for_it else torch.float32
+
+
+def autocast(precision: torch.dtype, device: torch.device) -> torch.autocast:
+    """Within it a network's matrix products are computed in `precision`; weights stay float32."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,16 +246,18 @@ class Training:
         self.batches = batches
         self.folder = None if folder is None else Path(folder)
         self.identity = identity
-        self.progress = progress
+        self.progress = progress and processes.is_first()
         self.step = 0
         self._saved_step = 0  # nothing is lost of what is not begun
+        self._every = 1 if processes.count() == 1 else ASK_STEPS
         self.done = False
         self.seconds = 0.0
         self.cpu_seconds = 0.0
         self._loss_sum: torch.Tensor | float = 0.0
         self._loss_count = 0
         self._lr = 0.0
-        self._stop: str | None = None
+        self._asked: str | None = None  # to stop, by this signal
+        self._stop: str | None = None  # what all processes agreed on
         self._bar: tqdm | None = None
 
     def __enter__(self) -> "Training":
@@ -248,15 +281,16 @@ class Training:
         torch.set_flush_denormal(False)
         if self._bar is not None:
             self._bar.close()
-        if kind is None and self._stop:  # in the last step: what comes next is not begun
+        if kind is None and self._asked:  # in the last step: what comes next is not begun
+            self._stop = self._asked
             raise self._interrupted()
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         # The step under way is finished first: half a step can't be resumed bit for bit.
-        self._stop = signal.Signals(number).name
+        self._asked = signal.Signals(number).name
         signal.signal(number, self._handlers[signal.Signals(number)])  # a second one doesn't wait
         if self.progress:
-            tqdm.write(f"{self._stop}: saving after this step …", file=sys.stderr)
+            tqdm.write(f"{self._asked}: saving after this step …", file=sys.stderr)
 
     # ------------------------------------------------------------------ resume and save
 
@@ -283,7 +317,8 @@ class Training:
         self.step, self.done = manifest["step"], manifest["done"]
         self._saved_step = self.step
         self.seconds, self.cpu_seconds = manifest["seconds"], manifest.get("cpu_seconds", 0.0)
-        self._loss_sum, self._loss_count = manifest["loss_sum"], manifest["loss_count"]
+        self._loss_sum = manifest["loss_sum"] if processes.is_first() else 0.0
+        self._loss_count = manifest["loss_count"]
         if not self.done:
             self._trim_log()
         return parts
@@ -291,16 +326,20 @@ class Training:
     @property
     def checkpoint_due(self) -> bool:
         """Whether the loop is to save now: it is time, or it was asked to stop."""
-        if self.folder is None or self.step == self.batches.steps:
+        if self.folder is None or self.step == self.batches.steps or self.step % self._every:
             return False
-        return bool(self._stop) or time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+        late = time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+        due, asked = processes.any_of([late, self._asked is not None])
+        if asked:
+            self._stop = self._asked or "another process"
+        return due or asked
 
     def save(self, parts: Parts, done: bool = False, **more: Any) -> None:
         """Write a checkpoint; with `done`, what the stage ends with. `more` goes into its manifest.
 
         Refused while the loss is not finite, so that the last good checkpoint stays.
         """
-        self._refuse_if_not_finite()
+        loss_sum = self._finite_loss_sum()
         self.seconds, self._began = self.elapsed, time.monotonic()
         now = time.process_time()  # of all threads: other work on the machine doesn't add to it
         self.cpu_seconds, self._cpu_began = self.cpu_seconds + now - self._cpu_began, now
@@ -314,11 +353,12 @@ class Training:
                 "done": done,
                 "seconds": round(self.seconds, 3),
                 "cpu_seconds": round(self.cpu_seconds, 3),
-                "loss_sum": float(self._loss_sum),
+                "loss_sum": loss_sum,
                 "loss_count": self._loss_count,
                 **more,
             }
             storage.save(self.folder, self.name, content, parts)
+        processes.wait()  # what is read next, by any of them, is there
         self._saved_at, self._saved_step = time.monotonic(), self.step
 
     @property
@@ -359,8 +399,11 @@ class Training:
             f"{self.folder}. The same command goes on from there"
         )
 
-    def record(self, loss: torch.Tensor, lr: float, **more: torch.Tensor) -> None:
-        """Count a step with its batch's mean loss (a scalar that is not read yet)."""
+    def record(self, loss: torch.Tensor, lr: float, **more: torch.Tensor | float) -> None:
+        """Count a step with its batch's mean loss (a scalar that is not read yet).
+
+        With several processes each gives its part of the mean: they add up.
+        """
         self._loss_sum = self._loss_sum + loss.detach() * self._rows
         self._loss_count += self._rows
         if self._bar is not None:
@@ -369,8 +412,10 @@ class Training:
         if at_interval or self.step == self.batches.steps:
             self._log(lr, more)
 
-    def _refuse_if_not_finite(self) -> None:
-        if not math.isfinite(float(self._loss_sum)):
+    def _finite_loss_sum(self) -> float:
+        mine = torch.tensor(float(self._loss_sum), dtype=torch.float64)
+        loss_sum = float(processes.total(mine))
+        if not math.isfinite(loss_sum):
             kept = ""
             if self.folder is not None and storage.is_saved(self.folder):
                 kept = f" {self.folder} keeps the last checkpoint before it."
@@ -378,16 +423,17 @@ class Training:
                 f"the loss of {self.name} is not finite around step {self.step}.{kept} Try a "
                 "lower learning rate, a larger batch_size, or look for broken data"
             )
+        return loss_sum
 
-    def _log(self, lr: float, more: dict[str, torch.Tensor]) -> None:
-        self._refuse_if_not_finite()
+    def _log(self, lr: float, more: dict[str, torch.Tensor | float]) -> None:
+        loss_sum = self._finite_loss_sum()
         now = time.monotonic()
         rate = self._loss_count / max(1e-9, now - self._logged_at)
         line = {
             "step": self.step,
             "epoch": round(self.step / self.batches.per_epoch, 3),
             "items": self.step * self.batches.n // self.batches.per_epoch,
-            "loss": float(self._loss_sum) / self._loss_count,
+            "loss": loss_sum / self._loss_count,
             "lr": lr,
             "items_per_second": round(rate, 1),
             "seconds": round(self.elapsed, 2),
@@ -395,17 +441,19 @@ class Training:
             **{name: float(value) for name, value in more.items()},
         }
         self._loss_sum, self._loss_count, self._logged_at = 0.0, 0, now
-        if self.folder is not None:
+        if self.folder is not None and processes.is_first():
             self._append_log(line)
+        shown = {name: f"{line[name]:.4f}" for name in ("loss", *more)}
         if self._bar is not None:
-            self._bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
+            self._bar.set_postfix(shown, refresh=False)
         is_last = self.step == self.batches.steps
         if self.progress and not sys.stderr.isatty() and (is_last or now - self._printed_at > 10):
             self._printed_at = now
             tqdm.write(
                 f"{self.name:4}  step {self.step:>7}/{self.batches.steps}"
-                f"  epoch {line['epoch']:>7.2f}/{self.batches.epochs:.4g}  loss {line['loss']:.4f}"
-                f"  lr {lr:.1e}  {rate:>8,.0f}/s  {line['seconds']:>6.0f} s"
+                f"  epoch {line['epoch']:>7.2f}/{self.batches.epochs:.4g}  "
+                + "".join(f"{name.replace('_', ' ')} {value}  " for name, value in shown.items())
+                + f"lr {lr:.1e}  {rate:>8,.0f}/s  {line['seconds']:>6.0f} s"
                 f"  {line['peak_memory_bytes'] / 2**20:>6,.0f} MB",
                 file=sys.stderr,
             )

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "glann"
 FLOORS = [
     ("errors",),
     ("settings", "storage", "nearest", "randomness"),
-    ("images", "codes", "places"),
+    ("images", "codes", "places", "processes"),
     ("formats", "networks", "losses"),
     ("data", "training"),
     ("glo", "imle", "density", "evaluation"),

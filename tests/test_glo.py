@@ -30,6 +30,17 @@ def test_learns_with_each_loss(digits, loss):
     assert reconstruction_error(many, digits) < 0.8 * reconstruction_error(few, digits)
 
 
+def test_half_precision_learns_as_well(digits):
+    settings = {**TINY_GLO, "epochs": 40}
+    full = GLO(**settings, precision="float32").fit(digits)
+    half = GLO(**settings, precision="bfloat16").fit(digits)
+    assert not torch.equal(full.codes_, half.codes_)
+    assert {t.dtype for t in half.generator_.parameters()} == {torch.float32}
+    assert half.codes_.dtype == torch.float32
+    error = reconstruction_error(full, digits)
+    assert reconstruction_error(half, digits) == pytest.approx(error, rel=0.1)
+
+
 @pytest.mark.parametrize("step", [1, 4, 5, 7, 10, 19, 20])
 def test_killed_and_resumed_equals_straight_bit_for_bit(digits, tmp_path, kill_at, step):
     straight = GLO(**TINY_GLO).fit(digits, seed=3)  # 5 steps an epoch, 20 in all

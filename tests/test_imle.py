@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from conftest import TINY_IMLE, Killed
@@ -40,6 +42,29 @@ def test_more_training_brings_samples_nearer():
         model = IMLE(noise_dim=4, width=64, depth=2, epochs=epochs, batch_size=100).fit(points)
         errors.append(float(nearest(points, model.sample(800))[1].mean()))
     assert errors[1] < errors[0] / 4
+
+
+def test_half_precision_learns_as_well():
+    points, _ = ring()
+    errors = []
+    for precision in ("float32", "bfloat16"):
+        model = IMLE(
+            noise_dim=4, width=64, depth=2, epochs=60, batch_size=100, precision=precision
+        ).fit(points)
+        errors.append(float(nearest(points, model.sample(800))[1].mean()))
+    assert errors[1] < 2 * errors[0] + 1e-3
+    assert errors[1] != errors[0]
+
+
+def test_lists_log_how_often_the_nearest_was_found(codes, tmp_path):
+    IMLE(**TINY_IMLE, search="ivf").fit(codes, folder=tmp_path / "ivf")
+    IMLE(**TINY_IMLE).fit(codes, folder=tmp_path / "torch")
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("ivf", "torch")
+    ]
+    assert [line["recall"] for line in logs[0]] == [1.0] * 4  # so few are searched exactly
+    assert not any("recall" in line for line in logs[1])
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 12, 15, 20])

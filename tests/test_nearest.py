@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from glann import nearest as module
 from glann.errors import GlannError
-from glann.nearest import SEARCHES, nearest
+from glann.nearest import EXACT, nearest, recall
 
 EPS = 2.0**-24
 """Half a unit in the last place of a float32 near 1."""
@@ -56,7 +56,7 @@ def use_tile(monkeypatch, rows: int, columns: int):
     scale=st.sampled_from([1e-3, 1.0, 1e3]),
     shift=st.sampled_from([0.0, 1.0, -1e3, 1e6]),
     tile=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    search=st.sampled_from(SEARCHES),
+    search=st.sampled_from(EXACT),
     twice=st.booleans(),
 )
 @settings(deadline=None, max_examples=150)
@@ -85,7 +85,7 @@ def neighbours_by_scikit_learn(d):
     return queries, points, *oracle.kneighbors(queries.double().numpy())
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", EXACT)
 @pytest.mark.parametrize("tile", [(1, 1), (3, 7), (64, 50), (1024, 1024)])
 @pytest.mark.parametrize("d", [1, 2, 3, 64])
 def test_same_neighbours_as_scikit_learn(monkeypatch, d, tile, search):
@@ -105,7 +105,7 @@ def test_same_neighbours_as_faiss_used_directly():
     distances, neighbours = index.search(queries.numpy(), 2)
     clear = distances[:, 1] - distances[:, 0] > rounding(queries, points)
     assert clear.mean() > 0.9
-    for search in SEARCHES:
+    for search in EXACT:
         indices, squared = nearest(queries, points, search)
         assert np.array_equal(indices.numpy()[clear], neighbours[clear, 0])
         np.testing.assert_allclose(squared.numpy(), distances[:, 0], rtol=1e-3)
@@ -122,7 +122,7 @@ def test_exact_ties_go_to_the_lowest_index_at_any_tile_size(monkeypatch, tile):
     assert np.array_equal(indices.numpy(), all_squared_distances(queries, points).argmin(1))
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", EXACT)
 @pytest.mark.parametrize("shift", [0.0, 1e4, -1e6])
 def test_every_point_is_its_own_nearest_at_distance_zero(monkeypatch, search, shift):
     grid = torch.cartesian_prod(torch.arange(12.0), torch.arange(9.0)) + shift
@@ -132,7 +132,7 @@ def test_every_point_is_its_own_nearest_at_distance_zero(monkeypatch, search, sh
     assert torch.equal(distances, torch.zeros(len(grid)))
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", EXACT)
 def test_distances_keep_their_digits_beside_a_far_outlier(search):
     points = torch.tensor([[1e-3], [2e8]])
     _, distances = nearest(torch.tensor([[3e-3]]), points, search)
@@ -156,7 +156,7 @@ def test_the_matrix_of_all_distances_is_never_held(monkeypatch):
     assert max(sizes) <= 16 * 32
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", EXACT)
 def test_half_precision_around_it_changes_nothing(search):
     queries, points = random_points(7, 100, 16), random_points(8, 400, 16)
     wanted = nearest(queries, points, search)
@@ -166,7 +166,7 @@ def test_half_precision_around_it_changes_nothing(search):
     assert torch.equal(found[1], wanted[1])
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", EXACT)
 def test_any_float_type_layout_and_gradient(search):
     queries, points = random_points(9, 20, 6).half(), random_points(10, 30, 6).half()
     wanted = nearest(queries.float(), points.float(), search)
@@ -184,14 +184,14 @@ def test_any_float_type_layout_and_gradient(search):
         assert torch.equal(given_points.detach(), before)
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", EXACT)
 def test_no_queries_give_no_neighbours(search):
     indices, distances = nearest(torch.empty(0, 3), torch.randn(4, 3), search)
     assert indices.shape == distances.shape == (0,)
     assert indices.dtype == torch.int64
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", EXACT)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", ["queries", "points"])
 def test_numbers_that_are_not_finite_are_refused(search, bad, place):
@@ -208,12 +208,40 @@ def test_numbers_that_are_not_finite_are_refused(search, bad, place):
         ((4,), (5, 4), "torch", "don't fit"),
         ((3, 4), (5, 4, 1), "faiss", "don't fit"),
         ((3, 4), (0, 4), "torch", "no points"),
-        ((3, 4), (5, 4), "kd-tree", "'kd-tree' is unknown; wanted one of torch, faiss"),
+        ((3, 4), (5, 4), "kd-tree", "'kd-tree' is unknown; wanted one of torch, faiss, ivf"),
     ],
 )
 def test_what_does_not_fit_is_refused(queries, points, search, message):
     with pytest.raises(GlannError, match=message):
         nearest(torch.zeros(queries), torch.zeros(points), search)
+
+
+def test_inverted_lists_find_nearly_all_where_points_are_in_clusters():
+    centres = random_points(0, 100, 16, scale=5)
+    points = centres.repeat(60, 1) + random_points(1, 6000, 16)
+    queries = centres.repeat(5, 1) + random_points(2, 500, 16)
+    found, distances = nearest(queries, points, "ivf")
+    _, exact = nearest(queries, points)
+    share = float((distances <= exact * (1 + 1e-5)).float().mean())
+    assert (distances >= exact * (1 - 1e-5)).all()
+    assert 0.9 < share <= 1
+    assert recall(queries, points, found) == pytest.approx(share)
+
+
+def test_inverted_lists_miss_much_where_points_are_not():
+    points, queries = random_points(0, 8000, 48), random_points(1, 400, 48)
+    found, _ = nearest(queries, points, "ivf")
+    assert recall(queries, points, found) < 0.9  # there is something to measure
+    exact, _ = nearest(queries, points)
+    assert recall(queries, points, exact) == 1
+    half = torch.where(torch.arange(400) < 200, exact, (exact + 1) % 8000)
+    assert recall(queries, points, half) == pytest.approx(0.5, abs=0.01)
+    assert recall(queries, points, half, sample=100) == pytest.approx(0.5, abs=0.02)
+
+
+def test_few_points_are_searched_exactly_even_with_lists():
+    points, queries = random_points(0, 500, 8), random_points(1, 50, 8)
+    assert torch.equal(nearest(queries, points, "ivf")[0], nearest(queries, points)[0])
 
 
 def test_without_faiss_the_error_says_what_to_do(monkeypatch):

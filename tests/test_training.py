@@ -26,9 +26,28 @@ from glann.training import (
     load_optimiser_state,
     optimiser_state,
     pick_device,
+    pick_precision,
     read_snapshots,
     set_learning_rate,
 )
+
+# ---------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "wanted"),
+    [(True, True, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")],
+)
+def test_half_precision_only_where_the_processor_is_made_for_it(monkeypatch, amx, avx512, wanted):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    cpu = torch.device("cpu")
+    assert pick_precision("auto", cpu) is getattr(torch, wanted)
+    assert pick_precision("float32", cpu) is torch.float32
+    assert pick_precision("bfloat16", cpu) is torch.bfloat16
+    with pytest.raises(GlannError, match="precision = 'half' is unknown"):
+        pick_precision("half", cpu)
+
 
 # ---------------------------------------------------------------------- batches
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from glann import processes
 from glann.data import Images
 from glann.errors import GlannError
 from glann.evaluation.classifier import (
@@ -78,12 +79,16 @@ class Features:
         # so that a row's last bit doesn't depend on how many are asked for.
         _, height, width = self.image_shape
         block = 32 if self.name == "inception" else max(4, min(256, 2**18 // (height * width)))
-        found = [torch.empty(0, self.dim)]
+        if not len(images):
+            return torch.empty(0, self.dim)
+
+        def extract(part: torch.Tensor) -> torch.Tensor:
+            full = torch.cat([part, part[-1:].expand(block - len(part), -1, -1, -1)])
+            features: torch.Tensor = self.network(full.to(self.device))[: len(part)]
+            return features.float().cpu()
+
         with evaluation_mode(self.network):
-            for part in images.split(block) if len(images) else ():
-                full = torch.cat([part, part[-1:].expand(block - len(part), -1, -1, -1)])
-                found.append(self.network(full.to(self.device))[: len(part)].float().cpu())
-        return torch.cat(found)
+            return processes.by_parts(images.split(block), extract)
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """The labels that the classifier reads from features `(n, dim)`: int64 `(n,)`."""

@@ -1,0 +1,98 @@
+"""What each process of test_processes.py does; torchrun starts it, and it leaves a file a rank."""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import torch
+from conftest import TINY_GLO, TINY_IMLE
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from glann import GLANN, GLO, IMLE, processes, training
+
+
+class Stopped(Exception):
+    pass
+
+
+def batch_norms(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Statistics over uneven parts of one batch, of which this process has none or all, or some."""
+    results = {}
+    for name, cut in (("even", 6), ("uneven", 3), ("none", 0)):
+        rows = slice(0, cut) if processes.is_first() else slice(cut, None)
+        network = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
+        network.load_state_dict(
+            {key[3:]: t.clone() for key, t in given.items() if key[:3] == "bn."}
+        )
+        batch = given["batch"][rows].clone().requires_grad_()
+        model = processes.parallel(network)
+        model(batch).square().sum().backward()
+        whole = torch.zeros_like(given["batch"])
+        whole[rows] = batch.grad
+        results[f"{name}.input"] = processes.total(whole)
+        results[f"{name}.weight"] = network[0].weight.grad
+        results[f"{name}.scale"] = network[1].weight.grad
+        results[f"{name}.mean"] = network[1].running_mean
+        results[f"{name}.variance"] = network[1].running_var
+    return results
+
+
+def exchanges() -> dict[str, torch.Tensor]:
+    table = torch.arange(14.0).reshape(7, 2)
+    share = processes.Share(7)
+    rows = torch.tensor([5, 2, 0, 3])
+    mine = share.of(rows)
+    own = table[share.items]
+    parts = torch.arange(10).split(4)
+    return {
+        "whole": share.whole(own),
+        "first": share.first(own, 3),
+        "found": processes.total(torch.zeros(7, 2).index_copy_(0, mine, own[share.places(mine)])),
+        "parts": processes.by_parts(parts, lambda part: 10 * part),
+        "one part": processes.by_parts(parts[:1], lambda part: part.to(torch.uint8)),
+        "any": torch.tensor(processes.any_of([processes.rank() == 1, False])),
+    }
+
+
+def stop_at(step: int) -> None:
+    record = training.Training.record
+
+    def record_or_stop(self, *args, **kwargs):
+        record(self, *args, **kwargs)
+        if self.step == step:
+            raise Stopped
+
+    training.Training.record = record_or_stop
+
+
+def main(folder: Path) -> None:
+    processes.start()
+    torch.set_num_threads(1)
+    given = load_file(folder / "given.safetensors")
+    images, codes = given["images"], given["codes"]
+    glo = GLO(**TINY_GLO).fit(images, seed=3, folder=folder / "glo")
+    imle = IMLE(**TINY_IMLE, perturbation=0.1).fit(codes, seed=3, folder=folder / "imle")
+    few = GLO(**{**TINY_GLO, "batch_size": 3, "epochs": 2}).fit(images[:9])  # a process may get 0
+    results = {
+        "codes": glo.codes_,
+        "few": few.codes_,
+        "samples": GLANN(glo.generator_, imle).sample(600),
+        **{f"glo.{key}": value for key, value in glo.generator_.state_dict().items()},
+        **{f"imle.{key}": value for key, value in imle.mapper_.state_dict().items()},
+        **batch_norms(given),
+        **exchanges(),
+    }
+    # What one process began, and what one process is to go on with.
+    results["resumed"] = GLO(**TINY_GLO).fit(images, seed=3, folder=folder / "begun-by-1").codes_
+    training.CHECKPOINT_SECONDS = 0
+    stop_at(15)
+    for model, data in ((GLO(**TINY_GLO), images), (IMLE(**TINY_IMLE), codes)):
+        with contextlib.suppress(Stopped):
+            model.fit(data, seed=3, folder=folder / f"{type(model).__name__}-begun-by-2")
+    results = {key: value.contiguous().clone() for key, value in results.items()}
+    save_file(results, folder / f"{processes.rank()}.safetensors")
+    processes.stop()
+
+
+main(Path(sys.argv[1]))
