@@ -21,6 +21,7 @@ FLOORS = [
     ("recipes", "inspection"),
     ("runner", "report"),
     ("comparison",),
+    ("bench",),
     ("cli",),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

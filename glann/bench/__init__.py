@@ -1,0 +1,164 @@
+"""How fast glann is, beside a plain reading of the method, other libraries and the machine."""
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from glann.bench import machine
+from glann.bench.rows import MACHINE, Row, rows
+from glann.bench.timing import Round
+from glann.bench.ways import sizes
+from glann.bench.workers import Task, Worker
+from glann.errors import GlannError
+from glann.runner import environment
+from glann.settings import nearest_name
+from glann.training import pick_device
+
+__all__ = ["FORMAT", "bench"]
+
+FORMAT = 1
+"""Version of what `bench` returns."""
+
+
+def bench(
+    *,
+    only: Sequence[str] = (),
+    rounds: int = 3,
+    quick: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    command: str = "",
+    say: Callable[[str], object] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure, and give all that was found (JSON).
+
+    Args:
+        only: names of what is measured; () is all.
+        rounds: of each way of doing the work, which take turns; medians count.
+        quick: sizes that take no time: it shows that all works, and measures nothing.
+        device: "auto", "cpu", "cuda", …
+        threads: None: as many as torch would take.
+        command: what the user typed, to be noted.
+        say: called with a line when a row begins.
+
+    Returns:
+        "rows", each with its "ways", with every round's items and seconds, the median "rate" and
+        "memory_bytes", its process's peak; "ratios" of our rate to the others'; "of_limit", our
+        rate × "cost" ÷ the rate of the machine's "limit".  A row with a "part" is a part of the row before it.
+        "machine" has the limits; "environment", "command", … say how it was measured.
+
+    Raises:
+        GlannError: an unknown name or device; something that could not be measured.
+    """
+    on_device = str(pick_device(device))
+    threads = threads or torch.get_num_threads()
+    every = rows(sizes(torch.device(on_device), quick))
+    names = list(dict.fromkeys(row.name for row in every))
+    for name in only:
+        if name not in names:
+            raise GlannError(f"--only {name} is unknown; {nearest_name(name, names)}")
+    chosen = [number for number, row in enumerate(every) if row.name in (only or names)]
+
+    def measured(row: int | None, ways: Sequence[str], rounds: int) -> dict[str, Any]:
+        tasks = [Task(row, way, on_device, threads, quick) for way in ways]
+        return _measured(tasks, rounds)
+
+    limits = {}
+    for name, (unit, _) in MACHINE.items():
+        if name != "bfloat16" or machine.has_fast_bfloat16(torch.device(on_device)):
+            say(f"the machine: {name}")
+            limits[name] = {"unit": unit, **measured(None, [name], rounds)[name]}
+    found = []
+    for position, number in enumerate(chosen, start=1):
+        row = every[number]
+        say(f"{position} of {len(chosen)}: {row.what} ({', '.join(row.ways)})")
+        found += _results(row, measured(number, list(row.ways), 1 if row.once else rounds), limits)
+    return {
+        "format": FORMAT,
+        "command": command,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "quick": quick,
+        "rounds": rounds,
+        "environment": environment(on_device)
+        | {"threads": threads, "processor": machine.processor()}
+        | {"libraries": _libraries()},
+        "machine": limits,
+        "rows": found,
+    }
+
+
+def _measured(tasks: Sequence[Task], rounds: int) -> dict[str, Any]:
+    """All rounds of all tasks, which take turns."""
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(task)) for task in tasks]
+        done: list[list[Round]] = [[] for _ in workers]
+        for _ in range(rounds):
+            for worker, its in zip(workers, done, strict=True):
+                its.append(worker.round())
+        return {
+            worker.task.way: _way(its) | {"memory_bytes": worker.memory()}
+            for worker, its in zip(workers, done, strict=True)
+        }
+
+
+def _way(done: Sequence[Round]) -> dict[str, Any]:
+    rates = [one.rate for one in done]
+    return {
+        "rate": statistics.median(rates),
+        "slowest": min(rates),
+        "fastest": max(rates),
+        "rounds": [
+            {"items": one.items, "seconds": one.seconds, "parts": one.parts} for one in done
+        ],
+    }
+
+
+def _results(row: Row, ways: dict[str, Any], limits: dict[str, Any]) -> list[dict[str, Any]]:
+    """The row as it is given back, and one for each of its parts."""
+    costs = row.costs()
+    found = [_result(row, None, ways, costs.pop("", None), limits)]
+    for part, cost in costs.items():
+        of_part = {
+            name: _way([Round(one["items"], one["parts"][part]) for one in way["rounds"]])
+            | {"memory_bytes": None}
+            for name, way in ways.items()
+        }
+        found.append(_result(row, part, of_part, cost, limits))
+    return found
+
+
+def _result(
+    row: Row, part: str | None, ways: dict[str, Any], cost: float | None, limits: dict[str, Any]
+) -> dict[str, Any]:
+    rate = ways["ours"]["rate"]
+    of_limit = None
+    if row.limit is not None and cost is not None:
+        of_limit = rate * cost / limits[row.limit]["rate"]
+    return {
+        "name": row.name,
+        "part": part,
+        "what": row.what,
+        "note": row.note,
+        "n": row.n or None,
+        "unit": row.unit,
+        "limit": row.limit,
+        "cost": cost,
+        "of_limit": of_limit,
+        "ratios": {name: rate / way["rate"] for name, way in ways.items() if name != "ours"},
+        "ways": ways,
+    }
+
+
+def _libraries() -> dict[str, str]:
+    """Versions of the libraries that are compared with: their rows have no others."""
+    imported = {"scikit-learn": "sklearn", "faiss": "faiss"}
+    return {
+        name: str(sys.modules[module].__version__)
+        for name, module in imported.items()
+        if module in sys.modules
+    }

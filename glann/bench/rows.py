@@ -1,0 +1,156 @@
+"""The table's rows: what is measured, which ways of doing it, and what bounds it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from glann.bench import machine, ways
+from glann.bench.ways import DIM, SHAPE, Sizes, Way
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that is measured.
+
+    Attributes:
+        name: what --only calls it.
+        what: for people, with the sizes.
+        unit: of what a round counts.
+        ways: how it is done: "ours", "plain", "faiss", "scikit-learn".
+        limit: what of the machine bounds it: "float32" or "start".
+        costs: gives what an item takes of that, floating-point operations, under "", and for each
+            part of a round under its name.
+        note: what a reader has to know.
+        n: codes, for the picture.
+        once: takes so long that one round has to do.
+    """
+
+    name: str
+    what: str
+    unit: str
+    ways: dict[str, Way]
+    limit: str | None = None
+    costs: Callable[[], dict[str, float]] = dict
+    note: str = ""
+    n: int = 0
+    once: bool = False
+
+
+def rows(sizes: Sizes) -> list[Row]:
+    """All rows, in the order in which they are measured."""
+    m = 2 * sizes.codes
+
+    # A training step takes 3 times the forward pass: the gradients of each product's two factors.
+    def image() -> float:
+        return machine.forward_flops(ways.generator_of(sizes), DIM)
+
+    def code() -> float:
+        return machine.forward_flops(ways.mapper_of(sizes), DIM)
+
+    def stage_two() -> dict[str, float]:
+        parts = {"drawing": 2 * code(), "matching": 2.0 * m * DIM, "steps": 3 * code()}
+        return {"": sum(parts.values()), **parts}
+
+    here = sizes.device.type == "cpu"
+    others: dict[str, Way] = (
+        {"faiss": ways.match_by_faiss} if ways.faiss is not None and here else {}
+    )
+    others |= {"scikit-learn": ways.match_by_sklearn} if here else {}
+    return [
+        Row(
+            "stage-one",
+            f"stage one, {sizes.images:,} images of {SHAPE[1]}×{SHAPE[2]}",
+            "images",
+            {"ours": ways.stage_one, "plain": ways.plain_stage_one},
+            "float32",
+            lambda: {"": 3 * image()},
+            note=f"batches of {sizes.batch}; {sizes.steps} steps a round, after {ways.SKIP} that "
+            "don't count; plain goes on from round to round and is measured from its step "
+            f"{sizes.warm_steps} on, when denormals have come into Adam's moments",
+        ),
+        Row(
+            "stage-two",
+            f"stage two, {sizes.codes:,} codes, {m:,} candidates",
+            "codes",
+            {"ours": ways.stage_two, "plain": ways.plain_stage_two},
+            "float32",
+            stage_two,
+            note="one epoch a round: candidates drawn and mapped, one matching, all steps",
+        ),
+        Row(
+            "matching",
+            f"matching {sizes.queries:,} codes × {sizes.points:,} candidates, d {DIM}",
+            "codes",
+            {"ours": ways.match, "plain": ways.match_plainly, **others},
+            "float32",
+            lambda: {"": 2.0 * sizes.points * DIM},
+            note=f"ours: all {sizes.queries:,} codes; the others: the first "
+            f"{sizes.fewer_queries:,} of them against all candidates",
+        ),
+        *(_growing_row(n, sizes) for n in sizes.grown),
+        Row(
+            "samples",
+            f"samples, {sizes.samples:,} of {SHAPE[1]}×{SHAPE[2]}",
+            "images",
+            {"ours": ways.sample, "plain": ways.plain_sample},
+            "float32",
+            lambda: {"": image() + code()},
+        ),
+        Row(
+            "features",
+            f"features of {sizes.scored:,} images (random convolutions)",
+            "images",
+            {"ours": ways.features},
+        ),
+        Row(
+            "scores",
+            f"all scores, {sizes.scored:,} × {ways.FEATURES} features against as many",
+            "evaluations",
+            {"ours": ways.scores},
+        ),
+        Row(
+            "start",
+            "glann --help, from start to end",
+            "starts",
+            {"ours": ways.start, "plain": ways.start_with_torch},
+            "start",
+            lambda: {"": 1.0},
+            note="plain: the same with torch imported first; the limit: Python that does nothing",
+        ),
+    ]
+
+
+def _growing_row(n: int, sizes: Sizes) -> Row:
+    grown = replace(sizes, queries=n, fewer_queries=n, points=sizes.grown_points)
+    # The plain reading of the largest would take minutes, to show what the others show.
+    largest = n == max(sizes.grown)
+    compared: dict[str, Way] = {"ours": lambda _: ways.match(grown)}
+    if not largest:
+        compared["plain"] = lambda _: ways.match_plainly(grown)
+    return Row(
+        "growth",
+        f"matching {n:,} codes × {sizes.grown_points:,} candidates",
+        "codes",
+        compared,
+        "float32",
+        lambda: {"": 2.0 * sizes.grown_points * DIM},
+        note="all codes, one round" if largest else "all codes",
+        n=n,
+        once=largest,
+    )
+
+
+MACHINE: dict[str, tuple[str, Way]] = {
+    "float32": (
+        "operations",
+        lambda s: machine.products(torch.float32, s.quick, s.device),
+    ),
+    "bfloat16": (
+        "operations",
+        lambda s: machine.products(torch.bfloat16, s.quick, s.device),
+    ),
+    "copy": ("bytes", lambda s: machine.copying(s.quick, s.device)),
+    "start": ("starts", lambda s: ways.start_python(["-c", "pass"], s)),
+}
+"""The machine's limits: (unit, how it is measured)."""
