@@ -15,7 +15,7 @@ space := $(subst ,, )
 DEV_EXTRAS := $(subst $(space),$(comma),$(strip dev $(EXTRAS)))
 USER_EXTRAS := $(subst $(space),$(comma),$(strip $(EXTRAS)))
 
-.PHONY: help install install-dev train train-glo train-imle sample compare demo test lint format clean
+.PHONY: help install install-dev train train-glo train-imle sample compare bench demo test lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -25,6 +25,7 @@ help:
 	@echo "make train       both stages                PIPELINE=mnist"
 	@echo "make sample      new images of what was trained"
 	@echo "make compare     GLANN beside GANs, scored  PIPELINE=mnist-short ARGS='--seeds 3'"
+	@echo "make bench       how fast it is here        EXTRAS=faiss ARGS='--json bench.json'"
 	@echo "make lint        ruff and mypy              make format: let ruff mend"
 	@echo "make clean       delete .venv and caches; runs and data are kept"
 
@@ -59,6 +60,9 @@ sample: install
 
 compare: install
 	$(BIN)/glann compare $(PIPELINE) $(ARGS)
+
+bench: install
+	$(BIN)/glann bench $(ARGS)
 
 demo: install
 	@$(BIN)/glann train digits --run runs/demo

@@ -36,6 +36,7 @@ COMMANDS = (
     "evaluate",
     "train-baseline",
     "compare",
+    "bench",
 )
 TOGETHER = ("train", "train-glo", "train-imle", "sample", "evaluate")
 """Commands that torchrun can start in several processes."""
@@ -743,6 +744,80 @@ def compare(
         say=click.echo,
     )
     click.echo(f"look at   {report}")
+
+
+@main.command("bench")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Measure this alone: stage-one, stage-two, matching, growth, samples, features, scores or "
+    "start; may be repeated.",
+)
+@click.option(
+    "--rounds",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of each way of doing the work, which take turns; medians are shown.",
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as torch takes]")
+@click.option(
+    "--quick", is_flag=True, help="Tiny sizes: shows that all works, but measures nothing."
+)
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write every round there.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Draw matching's time and memory as codes grow to a million: x.png or x.svg.",
+)
+@quiet_option
+@device_option
+def bench(
+    only: tuple[str, ...],
+    rounds: int,
+    threads: int | None,
+    quick: bool,
+    file: Path | None,
+    plot: Path | None,
+    quiet: bool,
+    device: str,
+) -> None:
+    r"""How fast this is here, beside a plain reading of the method, other libraries, the machine.
+
+    Both stages, matching alone, sampling, scoring and start-up, as they are in use. "Plain" is the
+    method as one would first write it down (glann/bench/plain.py); faiss, if it is installed, and
+    scikit-learn do the matching too; the limit is the best product of matrices that this machine
+    does. Takes some minutes: leave the machine alone meanwhile.
+
+    \b
+      glann bench --only matching --only stage-two
+      glann bench --json bench.json --plot growth.png
+    """
+    from glann import bench as benchmark
+    from glann import storage
+    from glann.bench.chart import check_plot, plot_growth
+    from glann.bench.table import as_text
+
+    if plot is not None:
+        check_plot(plot, only)
+    found = benchmark.bench(
+        only=only,
+        rounds=rounds,
+        quick=quick,
+        device=device,
+        threads=threads,
+        command=_command(),
+        say=lambda text: None if quiet else click.echo(text, err=True),
+    )
+    if file is not None:
+        storage.write_json(file, found)
+    if plot is not None:
+        plot_growth(found, plot)
+    click.echo(as_text(found), nl=False)
+    for path in (file, plot):
+        if path is not None:
+            click.echo(f"wrote {path}")
 
 
 def _command() -> str:

@@ -49,7 +49,8 @@ def bench(
     Returns:
         "rows", each with its "ways", with every round's items and seconds, the median "rate" and
         "memory_bytes", its process's peak; "ratios" of our rate to the others'; "of_limit", our
-        rate × "cost" ÷ the rate of the machine's "limit".  A row with a "part" is a part of the row before it.
+        rate × "cost" ÷ the rate of the machine's "limit".  A row with a "part" is a part of the
+        row before it.
         "machine" has the limits; "environment", "command", … say how it was measured.
 
     Raises:
@@ -120,6 +121,8 @@ def _way(done: Sequence[Round]) -> dict[str, Any]:
 
 def _results(row: Row, ways: dict[str, Any], limits: dict[str, Any]) -> list[dict[str, Any]]:
     """The row as it is given back, and one for each of its parts."""
+    if not row.inside:
+        ways = {name: way | {"memory_bytes": None} for name, way in ways.items()}
     costs = row.costs()
     found = [_result(row, None, ways, costs.pop("", None), limits)]
     for part, cost in costs.items():
@@ -144,7 +147,8 @@ def _result(
         "part": part,
         "what": row.what,
         "note": row.note,
-        "n": row.n or None,
+        "n": row.n,
+        "points": row.points,
         "unit": row.unit,
         "limit": row.limit,
         "cost": cost,

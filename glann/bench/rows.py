@@ -22,8 +22,9 @@ class Row:
         costs: gives what an item takes of that, floating-point operations, under "", and for each
             part of a round under its name.
         note: what a reader has to know.
-        n: codes, for the picture.
+        n, points: codes and candidates, for the picture.
         once: takes so long that one round has to do.
+        inside: the process that measures does the work, so that its peak memory is the work's.
     """
 
     name: str
@@ -33,8 +34,10 @@ class Row:
     limit: str | None = None
     costs: Callable[[], dict[str, float]] = dict
     note: str = ""
-    n: int = 0
+    n: int | None = None
+    points: int | None = None
     once: bool = False
+    inside: bool = True
 
 
 def rows(sizes: Sizes) -> list[Row]:
@@ -117,6 +120,7 @@ def rows(sizes: Sizes) -> list[Row]:
             "start",
             lambda: {"": 1.0},
             note="plain: the same with torch imported first; the limit: Python that does nothing",
+            inside=False,
         ),
     ]
 
@@ -137,6 +141,7 @@ def _growing_row(n: int, sizes: Sizes) -> Row:
         lambda: {"": 2.0 * sizes.grown_points * DIM},
         note="all codes, one round" if largest else "all codes",
         n=n,
+        points=sizes.grown_points,
         once=largest,
     )
 

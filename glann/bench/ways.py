@@ -120,7 +120,7 @@ def mapper_of(sizes: Sizes) -> Mapper:
     return Mapper(DIM, DIM, sizes.mapper_width, 3, on_sphere=True)
 
 
-def _images(n: int) -> torch.Tensor:
+def images_of(n: int) -> torch.Tensor:
     """Real digits with black around them, as MNIST's, n of them: uint8 `(n, 1, 28, 28)`."""
     digits = (load_digits().images * (255 / 16)).round().astype(np.uint8)
     large = [resize_and_crop(torch.from_numpy(digit)[None], (20, 20)) for digit in digits]
@@ -130,7 +130,7 @@ def _images(n: int) -> torch.Tensor:
 
 def stage_one(sizes: Sizes) -> Measure:
     """`GLO.fit`'s own loop, with images and settings as in the recipe mnist."""
-    images = _images(sizes.images)
+    images = images_of(sizes.images)
     # Without PCA: it is no part of the loop.
     glo = GLO(
         width=sizes.width, hidden=sizes.hidden, batch_size=sizes.batch, start="random", epochs=2
@@ -149,7 +149,7 @@ def stage_one(sizes: Sizes) -> Measure:
 
 def plain_stage_one(sizes: Sizes) -> Measure:
     """The plain loop, which goes on from round to round."""
-    images = to_float(_images(sizes.images)).to(sizes.device)
+    images = to_float(images_of(sizes.images)).to(sizes.device)
     steps = plain.stage_one(generator_of(sizes).to(sizes.device), images, DIM, sizes.batch)
 
     def go(count: int) -> None:
@@ -275,7 +275,7 @@ def plain_sample(sizes: Sizes) -> Measure:
 
 def features(sizes: Sizes) -> Measure:
     """Features of images, as scores take them."""
-    images = _images(sizes.scored)
+    images = images_of(sizes.scored)
     train = Images(images, None, "digits", "", "scikit-learn", ())
     features = make_features("random", train=train, test=None, device=str(sizes.device))
     features(images[: sizes.scored // 10])
@@ -305,7 +305,8 @@ def start_python(arguments: list[str], sizes: Sizes) -> Measure:
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, check=True
             )
 
-    start()
+    if not sizes.quick:
+        start()
     return lambda: Round(times, timed(start, torch.device("cpu")))
 
 

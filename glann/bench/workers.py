@@ -52,7 +52,8 @@ class Worker:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else None
         context = multiprocessing.get_context(method or "spawn")
         if method:
-            context.set_forkserver_preload([__name__])
+            # torch imports its second half only when the first optimiser is made.
+            context.set_forkserver_preload([__name__, "torch._dynamo"])
         self.task = task
         self._pipe, theirs = context.Pipe()
         # BaseContext knows no Process, though each of its kinds does.
