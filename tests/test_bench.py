@@ -97,6 +97,12 @@ def test_every_way_can_be_measured(row):
         assert done.items >= 1
 
 
+def test_help_names_all_that_can_be_measured():
+    output = invoke("--help").output
+    for row in ROWS:
+        assert row.name in output
+
+
 def test_limits_can_be_measured():
     for _, prepare in MACHINE.values():
         assert prepare(QUICK)().rate > 0

@@ -67,5 +67,5 @@ def _finish(axes: Axes, label: str) -> None:
     axes.grid(alpha=0.2)
     axes.legend(frameon=False)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.9g}"))
         axis.set_minor_formatter(NullFormatter())

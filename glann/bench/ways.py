@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
 from glann.bench import plain
-from glann.bench.timing import Round, now, time_matching, time_steps, timed
+from glann.bench.timing import Round, time_matching, time_steps, timed
 from glann.data import Images
 from glann.evaluation import scores as evaluation
 from glann.evaluation.features import make_features
@@ -29,6 +29,7 @@ from glann.imle import IMLE
 from glann.nearest import nearest
 from glann.networks import Generator, Mapper, to_sphere
 from glann.pipeline import GLANN
+from glann.randomness import seeded
 
 faiss: Any
 try:
@@ -110,14 +111,14 @@ SKIP = 5
 
 def generator_of(sizes: Sizes) -> Generator:
     """An untrained generator."""
-    torch.manual_seed(0)  # this process does nothing else
-    return Generator(DIM, SHAPE, sizes.width, sizes.hidden)
+    with seeded(0, "bench"):
+        return Generator(DIM, SHAPE, sizes.width, sizes.hidden)
 
 
 def mapper_of(sizes: Sizes) -> Mapper:
     """An untrained mapper, of the depth that is `IMLE`'s default."""
-    torch.manual_seed(0)
-    return Mapper(DIM, DIM, sizes.mapper_width, 3, on_sphere=True)
+    with seeded(0, "bench"):
+        return Mapper(DIM, DIM, sizes.mapper_width, 3, on_sphere=True)
 
 
 def images_of(n: int) -> torch.Tensor:
@@ -136,15 +137,14 @@ def stage_one(sizes: Sizes) -> Measure:
         width=sizes.width, hidden=sizes.hidden, batch_size=sizes.batch, start="random", epochs=2
     )
 
-    def measure() -> Round:
-        skip = min(SKIP, sizes.steps)
+    def measure(count: int) -> Round:
         items, start, end = time_steps(
-            lambda: glo.fit(images, device=str(sizes.device)), skip, sizes.steps, sizes.device
+            lambda: glo.fit(images, device=str(sizes.device)), SKIP, count, sizes.device
         )
         return Round(items, end - start)
 
-    measure()
-    return measure
+    measure(2)
+    return lambda: measure(sizes.steps)
 
 
 def plain_stage_one(sizes: Sizes) -> Measure:
@@ -184,21 +184,24 @@ def plain_stage_two(sizes: Sizes) -> Measure:
     """An epoch of the plain loop."""
 
     def measure(work: Iterator[str], steps: int) -> Round:
-        parts = dict.fromkeys(("drawing", "matching", "steps"), 0.0)
-        before = began = now(sizes.device)
-        for part in itertools.islice(work, 2 + steps):
-            after = now(sizes.device)
-            parts[part] += after - before
-            before = after
-        return Round(steps * sizes.batch, before - began, parts)
+        def all_steps() -> None:
+            for _ in itertools.islice(work, steps):
+                pass
+
+        parts = {
+            "drawing": timed(lambda: next(work), sizes.device),
+            "matching": timed(lambda: next(work), sizes.device),
+            "steps": timed(all_steps, sizes.device),
+        }
+        return Round(steps * sizes.batch, sum(parts.values()), parts)
 
     def work(n: int) -> Iterator[str]:
         mapper = mapper_of(sizes).to(sizes.device)
         return plain.stage_two(mapper, _codes(n).to(sizes.device), DIM, sizes.batch)
 
-    measure(work(8 * sizes.batch), 4)
-    whole = work(sizes.codes)
-    return lambda: measure(whole, sizes.codes // sizes.batch)
+    measure(work(8 * sizes.batch), 8)
+    epochs = work(sizes.codes)
+    return lambda: measure(epochs, sizes.codes // sizes.batch)
 
 
 # ---------------------------------------------------------------------- matching
@@ -295,8 +298,8 @@ def scores(sizes: Sizes) -> Measure:
 
 
 def start_python(arguments: list[str], sizes: Sizes) -> Measure:
-    """Times Python with these arguments from start to end, as often as makes a median."""
-    times = 1 if sizes.quick else 5
+    """Times Python with these arguments from start to end."""
+    times = 1 if sizes.quick else 2
 
     def start() -> None:
         for _ in range(times):
