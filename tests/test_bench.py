@@ -15,6 +15,8 @@ from glann.bench import machine, plain, timing, ways
 from glann.bench.rows import MACHINE, rows
 from glann.bench.timing import Round, time_matching, time_steps
 from glann.bench.ways import sizes
+from glann.bench.workers import Task, Worker
+from glann.errors import GlannError
 from glann.glo import GLO
 from glann.images import to_float
 from glann.imle import IMLE
@@ -122,6 +124,16 @@ def test_what_cannot_be_measured_is_refused(arguments, said):
     result = invoke("--quick", *arguments)
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_a_way_that_fails_is_named_with_its_reason():
+    number = [row.name for row in ROWS].index("matching")
+    for task, reason in (
+        (Task(number, "plain", "no-device", 1, True), "no-device"),
+        (Task(number, "nonesuch", "cpu", 1, True), "ended with code 1"),
+    ):
+        with pytest.raises(GlannError, match=f"'{task.way}' could not be measured: .*{reason}"):
+            Worker(task).__enter__()
 
 
 # ---------------------------------------------------------------------- what is compared

@@ -113,5 +113,7 @@ def _serve(pipe: Connection, task: Task) -> None:
         while pipe.recv():
             pipe.send(measure())
         pipe.send(peak_memory())
+    except (EOFError, BrokenPipeError):
+        pass  # the benchmark was ended
     except (GlannError, MemoryError, RuntimeError) as error:
-        pipe.send(f"{error or 'out of memory'}")
+        pipe.send(str(error) or "out of memory")
