@@ -57,13 +57,13 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
 
 
 def time_steps(
-    fit: Callable[[], object], skip: int, count: int, device: torch.device
+    fit: Callable[[], object], skip: int, count: int | None, device: torch.device
 ) -> tuple[int, float, float]:
     """Run a training as it is and time some of its steps: (their items, start, end).
 
     The stopwatch is in `Training.steps`, which every loop asks for its batches: what comes before
     the loop is not counted, nor are the first `skip` steps, and the training ends `count` steps
-    later.
+    later, or with None where it ends by itself.
     """
     original = Training.steps
     items, start, end = 0, 0.0, 0.0
@@ -73,7 +73,7 @@ def time_steps(
         for step, rows in original(self, *args, **kwargs):
             if step == skip:
                 start = now(device)
-            elif step == skip + count:
+            elif count is not None and step == skip + count:
                 end = now(device)
                 raise _Enough
             items += len(rows) if step >= skip else 0
@@ -85,8 +85,8 @@ def time_steps(
     return items, start, end
 
 
-def time_matching(fit: Callable[[], object], count: int, device: torch.device) -> Round:
-    """Run IMLE as it is for `count` steps with one matching, at the first.
+def time_matching(fit: Callable[[], object], device: torch.device) -> Round:
+    """Run IMLE as it is for one epoch, which has one matching, at its first step.
 
     Until `nearest` is called that step has only drawn candidates; afterwards there are only steps.
     """
@@ -100,7 +100,7 @@ def time_matching(fit: Callable[[], object], count: int, device: torch.device) -
         return found
 
     with _replaced(imle, "nearest", nearest):
-        items, start, end = time_steps(fit, 0, count, device)
+        items, start, end = time_steps(fit, 0, None, device)
     called, returned = times
     parts = {"drawing": called - start, "matching": returned - called, "steps": end - returned}
     return Round(items, end - start, parts)

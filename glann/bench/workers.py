@@ -86,7 +86,10 @@ class Worker:
             found = self._pipe.recv()
         except EOFError:
             self._process.join()
-            found = f"its process ended with code {self._process.exitcode}; was memory short?"
+            code = self._process.exitcode
+            found = f"its process ended with code {code}"
+            if code == -9:  # SIGKILL
+                found += ", killed, as it is when memory runs out"
         if isinstance(found, str):
             raise GlannError(f"'{self.task.way}' could not be measured: {found}")
         return found
