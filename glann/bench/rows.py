@@ -139,7 +139,7 @@ def _growing_row(n: int, sizes: Sizes) -> Row:
         compared,
         "float32",
         lambda: {"": 2.0 * sizes.grown_points * DIM},
-        note="all codes, one round" if largest else "all codes",
+        note="all codes against all candidates; of the largest number one round",
         n=n,
         points=sizes.grown_points,
         once=largest,
