@@ -134,6 +134,12 @@ vgg_option = click.option(
     type=click.Path(),
     help="File with VGG16's weights, for glo.loss=vgg.  [default: fetched]",
 )
+codes_on_option = click.option(
+    "--codes-on",
+    type=click.Choice(["memory", "disk"]),
+    help="Where codes are while they are learned; on disk they may be larger than memory.  "
+    "[default: as in the recipe]",
+)
 imle_options = _options(
     click.option(
         "--search",
@@ -167,6 +173,7 @@ def _resolve(
     overrides: tuple[str, ...],
     vgg_weights: str | None = None,
     search: str | None = None,
+    codes_on: str | None = None,
 ) -> "Recipe":
     from glann.recipes import load_recipe
 
@@ -175,6 +182,8 @@ def _resolve(
         extra.append(f"glo.vgg_weights={json.dumps(vgg_weights)}")
     if search:
         extra.append(f"imle.search={search}")
+    if codes_on:
+        extra.append(f"glo.codes_on={codes_on}")
     return load_recipe(recipe, [*overrides, *extra])
 
 
@@ -185,6 +194,7 @@ def _resolve(
 @click.argument("recipe")
 @data_option
 @vgg_option
+@codes_on_option
 @imle_options
 @recipe_options
 def train(
@@ -197,6 +207,7 @@ def train(
     device: str,
     data: str | None,
     vgg_weights: str | None,
+    codes_on: str | None,
     search: str | None,
     with_codes: bool,
     half: bool,
@@ -206,7 +217,7 @@ def train(
     RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of your own. The same command
     resumes a run that was interrupted.
     """
-    resolved = _resolve(recipe, overrides, vgg_weights, search)
+    resolved = _resolve(recipe, overrides, vgg_weights, search, codes_on)
     if dry_run:
         click.echo(resolved.to_toml(), nl=False)
         return
@@ -223,6 +234,7 @@ def train(
 @click.argument("recipe")
 @data_option
 @vgg_option
+@codes_on_option
 @recipe_options
 def train_glo(
     recipe: str,
@@ -234,13 +246,14 @@ def train_glo(
     device: str,
     data: str | None,
     vgg_weights: str | None,
+    codes_on: str | None,
 ) -> None:
     """Stage one: learn a generator and one code for each image.
 
     RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of your own. The same command
     resumes a run that was interrupted.
     """
-    resolved = _resolve(recipe, overrides, vgg_weights)
+    resolved = _resolve(recipe, overrides, vgg_weights, codes_on=codes_on)
     if dry_run:
         click.echo(resolved.to_toml(), nl=False)
         return

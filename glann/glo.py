@@ -18,7 +18,7 @@ from glann.networks import Generator, evaluation_mode, to_ball, to_sphere
 from glann.randomness import generator as random_generator
 from glann.randomness import permutation, seeded
 from glann.settings import as_dict, check, setting
-from glann.storage import fingerprint
+from glann.storage import CHUNK, fingerprint, scratch
 from glann.training import (
     SCHEDULES,
     Batches,
@@ -38,6 +38,9 @@ PCA_IMAGES = 10_000
 SHOWN = 32
 """Images whose reconstructions are shown while training."""
 
+PLACES = ("vgg_weights", "codes_on")
+"""Settings that say where things lie: not part of what is trained, a run goes on with others."""
+
 
 @dataclass(kw_only=True)
 class GLO:
@@ -55,6 +58,12 @@ class GLO:
     schedule: str = setting("one-cycle", "how learning rates change", choices=SCHEDULES)
     loss: str = setting("laplacian", "reconstruction loss", choices=LOSSES)
     vgg_weights: str | None = setting(None, "file with VGG16's weights, for loss 'vgg'")
+    codes_on: str = setting(
+        "memory",
+        "where codes and their optimiser's state are while they are learned; on disk they may be "
+        "larger than memory",
+        choices=("memory", "disk"),
+    )
     space: str = setting("sphere", "where codes are held", choices=("sphere", "ball"))
     start: str = setting("pca", "where codes start", choices=("pca", "random"))
     width: int = setting(64, "channels before the generator's last layer", minimum=4, maximum=512)
@@ -94,8 +103,11 @@ class GLO:
             raise GlannError(f"images are {height}×{width}; wanted sides from 8 to 256")
         batches = Batches(n, self.batch_size, self.epochs)
         on_device = pick_device(device)
-        settings = as_dict(self)
-        settings.pop("vgg_weights")  # where a file lies is not part of what was trained
+        if self.codes_on == "disk" and folder is None:
+            raise GlannError(
+                "glo.codes_on = 'disk' needs a folder; give one, or keep them in memory"
+            )
+        settings = {key: value for key, value in as_dict(self).items() if key not in PLACES}
         identity = {"settings": settings, "seed": seed, "data": fingerprint(images)}
 
         with seeded(seed, "generator"):
@@ -134,16 +146,21 @@ class GLO:
         hold = to_sphere if self.space == "sphere" else to_ball
         generator.to(device).train()
         optimiser = adam(generator, self.generator_lr)
+        home = device if self.codes_on == "memory" else torch.device("cpu")
+        tables = [self._table(len(images), training.folder) for _ in range(3)]
         if saved:
-            codes = saved["codes"]["codes"].to(device)
-            code_adam = CodeAdam(codes, saved["code_adam"])
+            kept = [saved["codes"]["codes"], *(saved["code_adam"][key] for key in CodeAdam.STATE)]
+            for table, values in zip(tables, kept, strict=True):
+                table.copy_(values)
             load_optimiser_state(optimiser, saved["optimiser"])
         else:
-            codes = self._starting_codes(images, seed)
+            codes = self._starting_codes(images, seed, tables[0])
             if self.space == "ball":  # all of it in use, rather than all codes on its surface
                 codes /= codes.norm(dim=1).max()
-            codes = hold(codes).to(device)
-            code_adam = CodeAdam(codes)
+            for part in codes.split(max(1, CHUNK // (4 * self.code_dim))):
+                part.copy_(hold(part))
+        codes, *moments = (table.to(home) for table in tables)
+        code_adam = CodeAdam(codes, dict(zip(CodeAdam.STATE, moments, strict=True)))
         loss_of = make_loss(self.loss, (images.shape[2], images.shape[3]), device, self.vgg_weights)
         steps = training.batches.steps
 
@@ -152,8 +169,8 @@ class GLO:
             code_lr = learning_rate(self.schedule, self.code_lr, step, steps)
             set_learning_rate(optimiser, lr)
             target = pixels.to_float(images[rows].to(device))
-            rows = rows.to(device)
-            z = codes[rows].requires_grad_()
+            rows = rows.to(home)
+            z = codes[rows].to(device).requires_grad_()
 
             loss = loss_of(generator(z), target).mean()
             optimiser.zero_grad()
@@ -161,11 +178,14 @@ class GLO:
             optimiser.step()
             # The mean divides each code's gradient by the batch; Adam doesn't mind.
             visits = step // training.batches.per_epoch + 1
-            codes[rows] = hold(code_adam.step(codes, rows, z.grad, code_lr, visits))
+            assert z.grad is not None
+            codes[rows] = hold(code_adam.step(codes, rows, z.grad.to(home), code_lr, visits))
 
             training.record(loss, lr=lr)
             if training.picture_due:
-                training.picture("reconstructions", _comparison(generator, codes, images))
+                training.picture(
+                    "reconstructions", _comparison(generator, codes[:SHOWN].to(device), images)
+                )
             if training.checkpoint_due:
                 training.save(
                     {
@@ -178,11 +198,23 @@ class GLO:
         optimiser.zero_grad()  # the gradients' memory is not needed any more
         return codes
 
-    def _starting_codes(self, images: torch.Tensor, seed: int) -> torch.Tensor:
-        """Codes before they are put on the sphere or into the ball: float32 `(n, code_dim)`."""
+    def _table(self, n: int, folder: Path | None) -> torch.Tensor:
+        """Room for a row of each code, where they are kept: zeros, float32 `(n, code_dim)`."""
+        if self.codes_on == "memory" or folder is None:
+            return torch.zeros(n, self.code_dim)
+        return scratch(folder, (n, self.code_dim))
+
+    def _starting_codes(
+        self, images: torch.Tensor, seed: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Codes before they are put on the sphere or into the ball: float32 `(n, code_dim)`.
+
+        They are written to `out` if it is given.
+        """
         n = len(images)
         # The authors' start; with PCA it fills the dimensions for which there are no components.
-        codes = torch.randn(n, self.code_dim, generator=random_generator(seed, "codes")) * 0.01
+        random = random_generator(seed, "codes")
+        codes = torch.randn(n, self.code_dim, generator=random, out=out).mul_(0.01)
         if self.start == "random":
             return codes
         flat = images.flatten(1)
@@ -214,6 +246,7 @@ class CodeAdam:
     """
 
     BETA1, BETA2, EPSILON = 0.5, 0.999, 1e-8
+    STATE = ("mean", "square")
 
     def __init__(self, codes: torch.Tensor, state: dict[str, torch.Tensor] | None = None) -> None:
         state = state or {"mean": torch.zeros_like(codes), "square": torch.zeros_like(codes)}
@@ -246,5 +279,5 @@ def _comparison(generator: Generator, codes: torch.Tensor, images: torch.Tensor)
     """One picture: rows of eight images, each above the row of their reconstructions."""
     shown = images[:SHOWN]
     with evaluation_mode(generator):
-        made = pixels.to_uint8(generator(codes[:SHOWN])).cpu()
+        made = pixels.to_uint8(generator(codes)).cpu()
     return pixels.grid(pixels.interleave(shown, made), columns=min(8, len(shown)))

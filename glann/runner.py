@@ -26,7 +26,7 @@ from glann.codes import as_codes
 from glann.data import Data, Images, load
 from glann.density import Gaussian
 from glann.errors import GlannError
-from glann.glo import GLO
+from glann.glo import GLO, PLACES
 from glann.images import save_grid, side_by_side, write_png
 from glann.networks import Generator
 from glann.pipeline import GLANN, sampler_name, save_sampler, versions
@@ -335,7 +335,7 @@ def _claim(folder: Path, recipe: Recipe, fingerprint: str | None = None) -> None
         for section in sections:
             for key in {**there[section], **wanted[section]}:
                 then, now = there[section].get(key), wanted[section].get(key)
-                if then != now and (section, key) != ("glo", "vgg_weights"):
+                if then != now and not (section == "glo" and key in PLACES):
                     _refuse(folder, f"{section}.{key} = {then!r}, now {now!r}")
         if there["seed"] != wanted["seed"]:
             _refuse(folder, f"seed = {there['seed']}, now {wanted['seed']}")

@@ -218,6 +218,7 @@ class Training:
         self.progress = progress
         self.step = 0
         self._saved_step = 0  # nothing is lost of what is not begun
+        self._save_seconds = 0.0
         self.done = False
         self.seconds = 0.0
         self.cpu_seconds = 0.0
@@ -293,7 +294,9 @@ class Training:
         """Whether the loop is to save now: it is time, or it was asked to stop."""
         if self.folder is None or self.step == self.batches.steps:
             return False
-        return bool(self._stop) or time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+        # A tenth of the time goes into checkpoints at the most, however large they are.
+        wait = CHECKPOINT_SECONDS * max(1.0, 10 * self._save_seconds / 60)
+        return bool(self._stop) or time.monotonic() - self._saved_at >= wait
 
     def save(self, parts: Parts, done: bool = False, **more: Any) -> None:
         """Write a checkpoint; with `done`, what the stage ends with. `more` goes into its manifest.
@@ -319,6 +322,7 @@ class Training:
                 **more,
             }
             storage.save(self.folder, self.name, content, parts)
+        self._save_seconds = time.monotonic() - self._began
         self._saved_at, self._saved_step = time.monotonic(), self.step
 
     @property

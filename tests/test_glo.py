@@ -44,6 +44,52 @@ def test_killed_and_resumed_equals_straight_bit_for_bit(digits, tmp_path, kill_a
         assert torch.equal(value, resumed.generator_.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("settings", [{}, {"space": "ball"}, {"start": "random"}])
+def test_codes_on_disk_are_those_in_memory_bit_for_bit(digits, tmp_path, settings, monkeypatch):
+    memory = GLO(**TINY_GLO, **settings).fit(digits, seed=3)
+    monkeypatch.setattr(glo, "CHUNK", 7 * 4 * 8)  # seven codes
+    disk = GLO(**TINY_GLO, **settings, codes_on="disk").fit(digits, seed=3, folder=tmp_path)
+    assert torch.equal(memory.codes_, disk.codes_)
+    for name, value in memory.generator_.state_dict().items():
+        assert torch.equal(value, disk.generator_.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kept", [("disk", "disk"), ("memory", "disk"), ("disk", "memory")])
+@pytest.mark.parametrize("step", [1, 7, 20])
+def test_killed_and_resumed_with_codes_on_disk(digits, tmp_path, kill_at, kept, step):
+    straight = GLO(**TINY_GLO).fit(digits, seed=3)
+    kill_at(step)
+    with pytest.raises(Killed):
+        GLO(**TINY_GLO, codes_on=kept[0]).fit(digits, seed=3, folder=tmp_path)
+    kill_at(-1)
+    resumed = GLO(**TINY_GLO, codes_on=kept[1]).fit(digits, seed=3, folder=tmp_path)
+    assert torch.equal(straight.codes_, resumed.codes_)
+    for name, value in straight.generator_.state_dict().items():
+        assert torch.equal(value, resumed.generator_.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("where", "tables"), [("memory", 0), ("disk", 3)])
+def test_codes_and_both_moments_are_where_the_setting_says(
+    digits, tmp_path, monkeypatch, where, tables
+):
+    made, scratch = [], glo.scratch
+
+    def spy(folder, shape):
+        made.append((folder, shape))
+        return scratch(folder, shape)
+
+    monkeypatch.setattr(glo, "scratch", spy)
+    GLO(**{**TINY_GLO, "epochs": 1}, codes_on=where).fit(digits, folder=tmp_path)
+    assert made == [(tmp_path, (150, 8))] * tables
+    names = {path.name.split("-")[0] for path in tmp_path.iterdir()}
+    assert names == {"manifest.json", "log.jsonl", "generator", "codes", "reconstructions"}
+
+
+def test_codes_on_disk_need_a_folder(digits):
+    with pytest.raises(GlannError, match="codes_on = 'disk' needs a folder"):
+        GLO(**TINY_GLO, codes_on="disk").fit(digits)
+
+
 def test_killed_often_logs_each_step_once(digits, tmp_path, kill_at, monkeypatch):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     kill_at(-1)
