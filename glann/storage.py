@@ -270,7 +270,7 @@ def scratch(folder: Path, shape: Sequence[int]) -> "torch.Tensor":
 
 
 def reserve(file: IO[bytes], size: int) -> None:
-    """Make an empty file of `size` bytes of 0; OSError if the disk hasn't got them.
+    """Fill a file with zeros up to `size` bytes; OSError if the disk hasn't got them.
 
     A map of a file without its room ends the process when the disk is full.
     """
