@@ -12,13 +12,14 @@ import torch
 from sklearn.decomposition import PCA
 
 from glann import images as pixels
+from glann.codes import in_hand
 from glann.errors import GlannError
 from glann.losses import LOSSES, make_loss
 from glann.networks import Generator, evaluation_mode, to_ball, to_sphere
 from glann.randomness import generator as random_generator
 from glann.randomness import permutation, seeded
 from glann.settings import as_dict, check, setting
-from glann.storage import CHUNK, fingerprint, scratch
+from glann.storage import fingerprint, scratch
 from glann.training import (
     SCHEDULES,
     Batches,
@@ -157,7 +158,7 @@ class GLO:
             codes = self._starting_codes(images, seed, tables[0])
             if self.space == "ball":  # all of it in use, rather than all codes on its surface
                 codes /= codes.norm(dim=1).max()
-            for part in codes.split(max(1, CHUNK // (4 * self.code_dim))):
+            for part in codes.split(in_hand(codes)):
                 part.copy_(hold(part))
         codes, *moments = (table.to(home) for table in tables)
         code_adam = CodeAdam(codes, dict(zip(CodeAdam.STATE, moments, strict=True)))

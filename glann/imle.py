@@ -189,5 +189,8 @@ class IMLE:
 
 def _candidates(mapper: Mapper, pool: torch.Tensor) -> torch.Tensor:
     """T(e) for every row of `pool`, as it comes out when sampling: BatchNorm in evaluation mode."""
+    codes = pool.new_empty(len(pool), int(mapper.config["code_dim"]))
     with evaluation_mode(mapper):
-        return torch.cat([mapper(part) for part in pool.split(8192)])
+        for made, part in zip(codes.split(8192), pool.split(8192), strict=True):
+            made.copy_(mapper(part))
+    return codes

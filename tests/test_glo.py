@@ -47,7 +47,7 @@ def test_killed_and_resumed_equals_straight_bit_for_bit(digits, tmp_path, kill_a
 @pytest.mark.parametrize("settings", [{}, {"space": "ball"}, {"start": "random"}])
 def test_codes_on_disk_are_those_in_memory_bit_for_bit(digits, tmp_path, settings, monkeypatch):
     memory = GLO(**TINY_GLO, **settings).fit(digits, seed=3)
-    monkeypatch.setattr(glo, "CHUNK", 7 * 4 * 8)  # seven codes
+    monkeypatch.setattr("glann.codes.CHUNK", 7 * 4 * 8)  # seven codes
     disk = GLO(**TINY_GLO, **settings, codes_on="disk").fit(digits, seed=3, folder=tmp_path)
     assert torch.equal(memory.codes_, disk.codes_)
     for name, value in memory.generator_.state_dict().items():
