@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -83,6 +85,48 @@ def test_codes_and_both_moments_are_where_the_setting_says(
     assert made == [(tmp_path, (150, 8))] * tables
     names = {path.name.split("-")[0] for path in tmp_path.iterdir()}
     assert names == {"manifest.json", "log.jsonl", "generator", "codes", "reconstructions"}
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import torch
+from glann import GLO, training
+
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+
+def fit(n, where):
+    images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8).random_()
+    sizes = {"code_dim": 128, "batch_size": 1000, "width": 4, "hidden": 8}
+    glo = GLO(epochs=1, loss="l1", start="random", codes_on=where, **sizes)
+    glo.fit(images, device="cpu", folder=Path(sys.argv[1], str(n)))
+
+record = training.Training.record
+
+def record_and_look(self, *args, **kwargs):
+    record(self, *args, **kwargs)
+    seen.append(held())
+
+training.Training.record = record_and_look
+seen = []
+fit(3000, sys.argv[2])  # what the first steps take that is not given back
+before, seen = held(), []
+fit(50_000, sys.argv[2])
+print(max(seen) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory it gave")
+def test_codes_on_disk_take_no_memory(tmp_path):
+    """Codes and moments have 73 MB, images 3."""
+    grown = [
+        int(subprocess.check_output([sys.executable, "-c", MEMORY, str(tmp_path / where), where]))
+        for where in ("memory", "disk")
+    ]
+    assert grown[0] > 60
+    assert grown[1] < 30
 
 
 def test_codes_on_disk_need_a_folder(digits):
