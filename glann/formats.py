@@ -171,7 +171,7 @@ def read_array(path: Path, floats: bool = False) -> tuple[torch.Tensor, torch.Te
     try:
         with path.open("rb") as file:  # numpy leaves files open that it fails to read
             if file.read(6) == np.lib.format.MAGIC_PREFIX:
-                arrays["images"] = _mapped_array(path, file)
+                arrays["images"] = mapped_array(path)
             else:
                 file.seek(0)
                 loaded = np.load(file, allow_pickle=False)
@@ -208,12 +208,14 @@ def read_array(path: Path, floats: bool = False) -> tuple[torch.Tensor, torch.Te
     return images, torch.from_numpy(labels.astype(np.int64))
 
 
-def _mapped_array(path: Path, file: IO[bytes]) -> NDArray[Any]:
+def mapped_array(path: Path) -> NDArray[Any]:
+    """What a .npy file holds, without reading it: see `glann.storage.mapped`."""
     # numpy's own map is read-only, which torch has no tensors for, or one that Linux refuses if it
     # is larger than memory; here it checks the header.
     array: Any = np.lib.format.open_memmap(path, mode="r")
     order: Any = "C" if array.flags.c_contiguous else "F"
-    return np.ndarray(array.shape, array.dtype, mapped(file), array.offset, order=order)
+    with path.open("rb") as file:
+        return np.ndarray(array.shape, array.dtype, mapped(file), array.offset, order=order)
 
 
 def _channels_first(array: NDArray[Any], path: Path) -> NDArray[Any]:

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from glann import storage
@@ -26,6 +25,7 @@ from glann.codes import as_codes
 from glann.data import Data, Images, load
 from glann.density import Gaussian
 from glann.errors import GlannError
+from glann.formats import mapped_array
 from glann.glo import GLO, PLACES
 from glann.images import save_grid, side_by_side, write_png
 from glann.networks import Generator
@@ -249,7 +249,7 @@ def train_on_codes(
 def read_codes(path: Path) -> torch.Tensor:
     """Codes from a `.npy` file: float32 `(n, code_dim)`."""
     try:
-        return as_codes(np.load(path, allow_pickle=False))
+        return as_codes(mapped_array(path))
     except (OSError, ValueError, EOFError) as error:
         raise GlannError(
             f"--codes {path} can't be read: {error}; wanted a .npy file, float (n, code_dim)"
