@@ -62,8 +62,8 @@ class Glann(click.Group):
 def _out_of_memory(ctx: click.Context, error: Exception) -> NoReturn:
     click.echo(
         f"Error: out of memory ({str(error).splitlines()[0] if str(error) else 'no details'}); "
-        "try a smaller batch_size, fewer images (data.limit) or smaller ones (data.size). What "
-        "was saved is kept",
+        "try a smaller batch_size, fewer images (data.limit) or smaller ones (data.size), or keep "
+        "codes on disk (glo.codes_on). What was saved is kept",
         err=True,
     )
     ctx.exit(2)

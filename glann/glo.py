@@ -154,6 +154,7 @@ class GLO:
             for table, values in zip(tables, kept, strict=True):
                 table.copy_(values)
             load_optimiser_state(optimiser, saved["optimiser"])
+            saved.clear()  # a file that is mapped takes its room on the disk even when deleted
         else:
             codes = self._starting_codes(images, seed, tables[0])
             if self.space == "ball":  # all of it in use, rather than all codes on its surface
