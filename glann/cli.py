@@ -93,8 +93,8 @@ def _meet(ctx: click.Context, command: str) -> None:
 def _out_of_memory(ctx: click.Context, error: Exception) -> NoReturn:
     click.echo(
         f"Error: out of memory ({str(error).splitlines()[0] if str(error) else 'no details'}); "
-        "try a smaller batch_size, fewer images (data.limit) or smaller ones (data.size). What "
-        "was saved is kept",
+        "try a smaller batch_size, fewer images (data.limit) or smaller ones (data.size), or keep "
+        "codes on disk (glo.codes_on). What was saved is kept",
         err=True,
     )
     ctx.exit(2)
@@ -171,6 +171,12 @@ vgg_option = click.option(
     type=click.Path(),
     help="File with VGG16's weights, for glo.loss=vgg.  [default: fetched]",
 )
+codes_on_option = click.option(
+    "--codes-on",
+    type=click.Choice(["memory", "disk"]),
+    help="Where codes are while they are learned; on disk they may be larger than memory.  "
+    "[default: as in the recipe]",
+)
 imle_options = _options(
     click.option(
         "--search",
@@ -204,25 +210,13 @@ def output_option(default: str) -> Callable[[Any], Any]:
 def _resolve(
     recipe: str | None,
     overrides: tuple[str, ...],
-    vgg_weights: str | None = None,
-    search: str | None = None,
-    precision: str | None = None,
-    stages: tuple[str, ...] = (),
+    changes: dict[str, str | None] | None = None,
 ) -> "Recipe":
+    """The recipe with what --set and other options change; an option that isn't given is None."""
     from glann.recipes import load_recipe
 
-    extra = []
-    if vgg_weights:
-        extra.append(f"glo.vgg_weights={json.dumps(vgg_weights)}")
-    if search:
-        extra.append(f"imle.search={search}")
-    resolved = load_recipe(recipe, [*overrides, *extra])
-    if precision:
-        for stage in stages:
-            if hasattr(getattr(resolved, stage), "precision"):  # a Gaussian needs none
-                extra.append(f"{stage}.precision={precision}")
-        resolved = load_recipe(recipe, [*overrides, *extra])
-    return resolved
+    extra = [f"{key}={json.dumps(value)}" for key, value in (changes or {}).items() if value]
+    return load_recipe(recipe, [*overrides, *extra])
 
 
 # ---------------------------------------------------------------------- training
@@ -232,6 +226,7 @@ def _resolve(
 @click.argument("recipe")
 @data_option
 @vgg_option
+@codes_on_option
 @imle_options
 @precision_option
 @recipe_options
@@ -245,6 +240,7 @@ def train(
     device: str,
     data: str | None,
     vgg_weights: str | None,
+    codes_on: str | None,
     search: str | None,
     precision: str | None,
     with_codes: bool,
@@ -255,7 +251,9 @@ def train(
     RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of your own. The same command
     resumes a run that was interrupted.
     """
-    resolved = _resolve(recipe, overrides, vgg_weights, search, precision, ("glo", "imle"))
+    changes = {"glo.vgg_weights": vgg_weights, "glo.codes_on": codes_on, "imle.search": search}
+    changes |= {"glo.precision": precision, "imle.precision": precision}
+    resolved = _resolve(recipe, overrides, changes)
     if dry_run:
         click.echo(resolved.to_toml(), nl=False)
         return
@@ -273,6 +271,7 @@ def train(
 @data_option
 @vgg_option
 @precision_option
+@codes_on_option
 @recipe_options
 def train_glo(
     recipe: str,
@@ -285,13 +284,15 @@ def train_glo(
     data: str | None,
     vgg_weights: str | None,
     precision: str | None,
+    codes_on: str | None,
 ) -> None:
     """Stage one: learn a generator and one code for each image.
 
     RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of your own. The same command
     resumes a run that was interrupted.
     """
-    resolved = _resolve(recipe, overrides, vgg_weights, None, precision, ("glo",))
+    changes = {"glo.vgg_weights": vgg_weights, "glo.codes_on": codes_on, "glo.precision": precision}
+    resolved = _resolve(recipe, overrides, changes)
     if dry_run:
         click.echo(resolved.to_toml(), nl=False)
         return
@@ -352,7 +353,8 @@ def train_imle(
         raise click.UsageError("give either a RECIPE or --codes FILE")
     if (codes is None) != (output is None):
         raise click.UsageError("--codes FILE and -o FOLDER go together")
-    resolved = _resolve(recipe, overrides, None, search, precision, ("imle",))
+    changes = {"imle.search": search, "imle.precision": precision}
+    resolved = _resolve(recipe, overrides, changes)
     if dry_run:
         click.echo(resolved.to_toml(), nl=False)
         return

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from glann.errors import GlannError
+from glann.storage import CHUNK
 
 
 def as_codes(array: object) -> torch.Tensor:
@@ -24,10 +25,19 @@ def as_codes(array: object) -> torch.Tensor:
     if array.ndim != 2 or 0 in array.shape:
         raise GlannError(f"codes have shape {tuple(array.shape)}; wanted (n, code_dim), not empty")
     codes = array.detach().float().cpu().contiguous()
-    if not codes.isfinite().all():
-        bad = int((~codes.isfinite()).any(1).nonzero()[0])
-        raise GlannError(f"codes have numbers that are not finite, first in row {bad}")
+    first = 0
+    for part in codes.split(in_hand(codes)):  # codes may be larger than memory
+        finite = part.isfinite().all(1)
+        if not finite.all():
+            bad = first + int(finite.logical_not().nonzero()[0])
+            raise GlannError(f"codes have numbers that are not finite, first in row {bad}")
+        first += len(part)
     return codes
+
+
+def in_hand(codes: torch.Tensor) -> int:
+    """How many rows of `(n, code_dim)` to take at a time where they are copied."""
+    return max(1, CHUNK // (4 * codes.shape[1]))
 
 
 def _wrong_dtype(dtype: object) -> GlannError:

@@ -24,6 +24,7 @@ from glann.density import Gaussian
 from glann.errors import GlannError
 from glann.evaluation.features import make_features
 from glann.evaluation.scores import Protocol
+from glann.glo import PLACES
 from glann.images import save_grid
 from glann.imle import IMLE
 from glann.networks import to_sphere
@@ -372,6 +373,8 @@ def _identity(recipe: Recipe, model: str) -> str:
     sections = recipe.sections()
     wanted = ("data", "glo", "imle") if model == "glann" else ("data", model)
     settings = {key: sections[key] for key in wanted}
+    if "glo" in settings:
+        settings["glo"] = {k: v for k, v in settings["glo"].items() if k not in PLACES}
     return _digest({"model": model, "seed": recipe.seed, **settings})
 
 
@@ -473,7 +476,7 @@ def _length(recipe: Recipe, name: str, seconds: float, images: torch.Tensor, dev
         return max(sampler.batch_size, round(rate * seconds))
     glo, imle = copy.copy(recipe.glo), copy.copy(recipe.imle)
     some = images[: max(2 * glo.batch_size, min(n, TRIAL * glo.batch_size))]
-    glo.epochs = 1
+    glo.epochs, glo.codes_on = 1, "memory"  # it has no folder, and few codes
     rate = len(some) / glo.fit(some, device=device).seconds_
     epochs = {"glo": max(1, round(rate * seconds / 2 / n)), "imle": 1}
     if isinstance(imle, IMLE):

@@ -127,7 +127,7 @@ def load(data: Data, path: str | Path | None = None, split: str = "train") -> Im
     if isinstance(found.images, list):
         images = formats.decode([found.images[i] for i in rows.tolist()], size, found.channels)
     else:
-        images = formats.fit(found.images[rows], size, data.channels)
+        images = formats.fit(formats.take(found.images, rows), size, data.channels)
     labels = None if found.labels is None else found.labels[rows].long()
     return Images(images, labels, data.source, fingerprint(images), found.place, class_names)
 

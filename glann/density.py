@@ -14,7 +14,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from glann.codes import as_codes, on_sphere
+from glann.codes import as_codes, in_hand, on_sphere
 from glann.errors import GlannError
 from glann.networks import to_sphere
 from glann.randomness import noise, permutation
@@ -89,15 +89,31 @@ class Gaussian(_Gaussians):
         codes = as_codes(codes)
         if len(codes) < 2:
             raise GlannError("a covariance needs at least 2 codes; 1 was given")
-        double = codes.double()
-        covariance = torch.from_numpy(np.atleast_2d(np.cov(double.numpy(), rowvar=False)))
+        mean, covariance = _moments(codes)
         self.weights_ = torch.ones(1, dtype=torch.float64)
-        self.means_ = double.mean(0, keepdim=True)
+        self.means_ = mean[None]
         # Codes may lie in a subspace; eigenvalues of 0 are fine, Cholesky's factor is not.
         values, vectors = torch.linalg.eigh(covariance)
         self.factors_ = (vectors * values.clamp_min(0).sqrt()).unsqueeze(0).contiguous()
         self.on_sphere_ = on_sphere(codes)
         return self
+
+
+def _moments(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and unbiased covariance, float64, of codes that may be larger than memory."""
+    n, dim = codes.shape
+    parts = codes.split(in_hand(codes))
+    if len(parts) == 1:  # to the last bit what published results were made with
+        double = codes.double()
+        covariance = torch.from_numpy(np.atleast_2d(np.cov(double.numpy(), rowvar=False)))
+        return double.mean(0), covariance
+    mean, scatter = torch.zeros(dim).double(), torch.zeros(dim, dim).double()
+    for part in parts:
+        mean += part.double().sum(0) / n
+    for part in parts:
+        apart = part.double() - mean
+        scatter += apart.T @ apart
+    return mean, scatter / (n - 1)
 
 
 @dataclass(kw_only=True)

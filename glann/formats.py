@@ -6,15 +6,20 @@ the operating system may pass through: `os_errors` is for their callers.
 
 import contextlib
 import gzip
+import hashlib
+import itertools
 import math
+import mmap
 import pickle
 import re
 import struct
+import sys
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,12 +29,24 @@ from tqdm import tqdm
 
 from glann.errors import GlannError
 from glann.images import SUFFIXES, as_images, read_image, resize_and_crop, to_grey, to_uint8
+from glann.places import cache_folder
+from glann.storage import fingerprint, mapped, reserve, write_atomically
 
 SMALLEST, LARGEST = 8, 256
 """Heights and widths that the generators work for, both inclusive."""
 
 PROGRESS_FROM = 500
 """Decoding more files than this shows a progress bar."""
+
+IN_MEMORY = 2**31
+"""Images that are made of others, decoded or scaled, are kept in memory up to so many bytes: more
+of them go to a file in the cache, from which they are mapped."""
+
+STALE_SECONDS = 86_400
+"""A file of the cache that was begun so long ago and isn't whole is not being written any more."""
+
+_AT_ONCE = 4096
+"""Images that are decoded or copied between two looks at how far it has come."""
 
 
 @contextlib.contextmanager
@@ -147,15 +164,17 @@ class _BatchUnpickler(pickle.Unpickler):
 def read_array(path: Path, floats: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(images `(n, c, h, w)`, int64 labels or None) of a .npy or .npz file of uint8.
 
-    `floats` also takes floats in [0, 1].
+    What a .npy file holds is mapped, not read: it may be larger than memory, unless it has to be
+    copied because its channels come last.  `floats` also takes floats in [0, 1].
     """
     arrays, keys = {}, "none"
     try:
         with path.open("rb") as file:  # numpy leaves files open that it fails to read
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                arrays["images"] = loaded
+            if file.read(6) == np.lib.format.MAGIC_PREFIX:
+                arrays["images"] = mapped_array(path)
             else:
+                file.seek(0)
+                loaded = np.load(file, allow_pickle=False)
                 arrays = {key: np.asarray(loaded[key]) for key in {"images", "labels"} & {*loaded}}
                 keys = ", ".join(loaded) or keys
     except Exception as error:  # of zipfile, zlib, numpy's own, MemoryError, …
@@ -187,6 +206,16 @@ def read_array(path: Path, floats: bool = False) -> tuple[torch.Tensor, torch.Te
             "(n,). Save them so"
         )
     return images, torch.from_numpy(labels.astype(np.int64))
+
+
+def mapped_array(path: Path) -> NDArray[Any]:
+    """What a .npy file holds, without reading it: see `glann.storage.mapped`."""
+    # numpy's own map is read-only, which torch has no tensors for, or one that Linux refuses if it
+    # is larger than memory; here it checks the header.
+    array: Any = np.lib.format.open_memmap(path, mode="r")
+    order: Any = "C" if array.flags.c_contiguous else "F"
+    with path.open("rb") as file:
+        return np.ndarray(array.shape, array.dtype, mapped(file), array.offset, order=order)
 
 
 def _channels_first(array: NDArray[Any], path: Path) -> NDArray[Any]:
@@ -270,9 +299,8 @@ def decode(files: list[Path], size: tuple[int, int] | None, channels: int) -> to
 
     first = read(files[0])
     _check_sides(*first.shape[1:])
-    images = torch.empty((len(files), *first.shape), dtype=torch.uint8)
 
-    def put(i: int) -> None:
+    def put(images: torch.Tensor, i: int) -> None:
         image = read(files[i])
         if image.shape != first.shape:
             sizes = ["×".join(map(str, shown.shape[1:])) for shown in (first, image)]
@@ -282,15 +310,27 @@ def decode(files: list[Path], size: tuple[int, int] | None, channels: int) -> to
             )
         images[i] = image
 
-    # No bar where stderr is no terminal (disable=None).
-    disable = None if len(files) > PROGRESS_FROM else True
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(files), desc="decoding", unit="image", leave=False, disable=disable) as bar,
-    ):
-        for _ in pool.map(put, range(len(files))):  # cancels what is left if one fails
-            bar.update()
-    return images
+    def fill(images: torch.Tensor) -> None:
+        # No bar where stderr is no terminal (disable=None).
+        disable = None if len(files) > PROGRESS_FROM else True
+        with (
+            ThreadPoolExecutor() as pool,
+            tqdm(
+                total=len(files), desc="decoding", unit="image", leave=False, disable=disable
+            ) as bar,
+        ):
+            for part in torch.arange(len(files)).split(_AT_ONCE):
+                # Cancels what is left if one fails.
+                for _ in pool.map(put, itertools.repeat(images), part.tolist()):
+                    bar.update()
+
+    def made_of() -> Iterator[str]:
+        yield f"{size} {channels}"
+        for path in files:
+            about = path.stat()
+            yield f"{path.absolute()} {about.st_size} {about.st_mtime_ns}"
+
+    return _kept((len(files), *first.shape), fill, made_of)
 
 
 def fit(images: torch.Tensor, size: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
@@ -305,11 +345,75 @@ def fit(images: torch.Tensor, size: tuple[int, int] | None, channels: int | None
     _check_sides(*size)
     if (channels, *size) == (given, height, width):
         return images
-    fitted = torch.empty((count, channels, *size), dtype=torch.uint8)
-    for i, image in enumerate(images):
-        grey = to_grey(image) if channels < given else image
-        fitted[i] = resize_and_crop(grey, size)  # one grey channel fills all three
-    return fitted
+
+    def fill(fitted: torch.Tensor) -> None:
+        for i, image in enumerate(images):
+            grey = to_grey(image) if channels < given else image
+            fitted[i] = resize_and_crop(grey, size)  # one grey channel fills all three
+
+    def made_of() -> Iterator[str]:
+        yield f"fit {size} {channels} {fingerprint(images)}"
+
+    return _kept((count, channels, *size), fill, made_of)
+
+
+def take(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The images of ascending rows: a view, unless some between them are left out."""
+    if len(rows) == 0 or int(rows[-1] - rows[0]) == len(rows) - 1:
+        first = int(rows[0]) if len(rows) else 0
+        return images[first : first + len(rows)]
+
+    def fill(taken: torch.Tensor) -> None:
+        for part, some in zip(taken.split(_AT_ONCE), rows.split(_AT_ONCE), strict=True):
+            part.copy_(images[some])
+
+    def made_of() -> Iterator[str]:
+        yield f"take {fingerprint(rows)} {fingerprint(images)}"
+
+    return _kept((len(rows), *images.shape[1:]), fill, made_of)
+
+
+def _kept(
+    shape: tuple[int, ...],
+    fill: Callable[[torch.Tensor], None],
+    made_of: Callable[[], Iterator[str]],
+) -> torch.Tensor:
+    """uint8 images `(n, c, h, w)` that `fill` writes, in memory or mapped from the cache.
+
+    `made_of` says all that they follow from: what is there of the same is not made again.
+    """
+    size = math.prod(shape)
+    if size <= IN_MEMORY:
+        images = torch.empty(shape, dtype=torch.uint8)
+        fill(images)
+        return images
+    digest = hashlib.sha256()
+    for text in made_of():
+        digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+    path = cache_folder() / f"images-{digest.hexdigest()[:16]}.npy"
+
+    def write(file: IO[bytes]) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        start = file.tell()
+        reserve(file, start + size)
+        room = mmap.mmap(file.fileno(), start + size)
+        fill(torch.frombuffer(room, dtype=torch.uint8, offset=start).view(shape))
+        room.flush()
+
+    if not path.is_file():
+        for left in path.parent.glob(".images-*"):  # by a process that was killed
+            with contextlib.suppress(OSError):
+                if left.stat().st_mtime < time.time() - STALE_SECONDS:
+                    left.unlink()
+        tqdm.write(
+            f"{shape[0]:,} images take {size / 2**20:,.0f} MB and are kept in {path}; to keep them "
+            "elsewhere, set GLANN_CACHE",
+            file=sys.stderr,
+        )
+        write_atomically(path, write)
+    return read_array(path)[0]
 
 
 def _check_sides(height: int, width: int) -> None:

@@ -13,13 +13,14 @@ from sklearn.decomposition import PCA
 
 from glann import images as pixels
 from glann import processes
+from glann.codes import in_hand
 from glann.errors import GlannError
 from glann.losses import LOSSES, make_loss
 from glann.networks import Generator, evaluation_mode, to_ball, to_sphere
 from glann.randomness import generator as random_generator
 from glann.randomness import permutation, seeded
 from glann.settings import as_dict, check, setting
-from glann.storage import fingerprint
+from glann.storage import fingerprint, scratch
 from glann.training import (
     PRECISIONS,
     SCHEDULES,
@@ -42,6 +43,9 @@ PCA_IMAGES = 10_000
 SHOWN = 32
 """Images whose reconstructions are shown while training."""
 
+PLACES = ("vgg_weights", "codes_on")
+"""Settings that say where things lie: not part of what is trained, a run goes on with others."""
+
 
 @dataclass(kw_only=True)
 class GLO:
@@ -59,6 +63,12 @@ class GLO:
     schedule: str = setting("one-cycle", "how learning rates change", choices=SCHEDULES)
     loss: str = setting("laplacian", "reconstruction loss", choices=LOSSES)
     vgg_weights: str | None = setting(None, "file with VGG16's weights, for loss 'vgg'")
+    codes_on: str = setting(
+        "memory",
+        "where codes and their optimiser's state are while they are learned; on disk they may be "
+        "larger than memory",
+        choices=("memory", "disk"),
+    )
     space: str = setting("sphere", "where codes are held", choices=("sphere", "ball"))
     start: str = setting("pca", "where codes start", choices=("pca", "random"))
     width: int = setting(64, "channels before the generator's last layer", minimum=4, maximum=512)
@@ -101,8 +111,11 @@ class GLO:
             raise GlannError(f"images are {height}×{width}; wanted sides from 8 to 256")
         batches = Batches(n, self.batch_size, self.epochs)
         on_device = pick_device(device)
-        settings = as_dict(self)
-        settings.pop("vgg_weights")  # where a file lies is not part of what was trained
+        if self.codes_on == "disk" and folder is None:
+            raise GlannError(
+                "glo.codes_on = 'disk' needs a folder; give one, or keep them in memory"
+            )
+        settings = {key: value for key, value in as_dict(self).items() if key not in PLACES}
         identity = {"settings": settings, "seed": seed, "data": fingerprint(images)}
 
         with seeded(seed, "generator"):
@@ -143,17 +156,25 @@ class GLO:
         generator.to(device).train()
         model = processes.parallel(generator)
         optimiser = adam(generator, self.generator_lr)
+        home = device if self.codes_on == "memory" else torch.device("cpu")
+        tables = [self._table(len(share), training.folder) for _ in range(3)]
         if saved:
-            codes = saved["codes"]["codes"][share.items].to(device)
-            moments = {name: table[share.items] for name, table in saved["code_adam"].items()}
-            code_adam = CodeAdam(codes, moments)
+            kept = [saved["codes"]["codes"], *(saved["code_adam"][key] for key in CodeAdam.STATE)]
+            for table, values in zip(tables, kept, strict=True):
+                table.copy_(values[share.items])
             load_optimiser_state(optimiser, saved["optimiser"])
+            saved.clear()  # a file that is mapped takes its room on the disk even when deleted
         else:
-            codes = self._starting_codes(images, seed)
+            alone = len(share) == len(images)
+            codes = self._starting_codes(images, seed, tables[0] if alone else None)
             if self.space == "ball":  # all of it in use, rather than all codes on its surface
                 codes /= codes.norm(dim=1).max()
-            codes = hold(codes[share.items]).to(device)
-            code_adam = CodeAdam(codes)
+            if not alone:
+                tables[0].copy_(codes[share.items])
+            for part in tables[0].split(in_hand(codes)):
+                part.copy_(hold(part))
+        codes, *moments = (table.to(home) for table in tables)
+        code_adam = CodeAdam(codes, dict(zip(CodeAdam.STATE, moments, strict=True)))
         loss_of = make_loss(self.loss, (images.shape[2], images.shape[3]), device, self.vgg_weights)
         precision = pick_precision(self.precision, device)
         steps = training.batches.steps
@@ -164,8 +185,8 @@ class GLO:
             set_learning_rate(optimiser, lr)
             mine = share.of(rows)
             target = pixels.to_float(images[mine].to(device))
-            places = share.places(mine).to(device)
-            z = codes[places].requires_grad_()
+            places = share.places(mine).to(home)
+            z = codes[places].to(device).requires_grad_()
 
             with autocast(precision, device):
                 made = model(z)
@@ -175,30 +196,44 @@ class GLO:
             optimiser.step()
             # The mean divides each code's gradient by the batch; Adam doesn't mind.
             visits = step // training.batches.per_epoch + 1
-            codes[places] = hold(code_adam.step(codes, places, z.grad, code_lr, visits))
+            assert z.grad is not None
+            moved = code_adam.step(codes, places, z.grad.to(home), code_lr, visits)
+            codes[places] = hold(moved)
 
             training.record(loss, lr=lr)
             if training.picture_due:
-                shown = share.first(codes, SHOWN)
+                shown = share.first(codes, SHOWN).to(device)
                 training.picture("reconstructions", _comparison(generator, shown, images))
             if training.checkpoint_due:
-                moments = {name: share.whole(table) for name, table in code_adam.state().items()}
+                moving = code_adam.state().items()
                 training.save(
                     {
                         "generator": generator.state_dict(),
                         "codes": {"codes": share.whole(codes)},
                         "optimiser": optimiser_state(optimiser),
-                        "code_adam": moments,
+                        "code_adam": {key: share.whole(table) for key, table in moving},
                     }
                 )
         optimiser.zero_grad()  # the gradients' memory is not needed any more
         return share.whole(codes)
 
-    def _starting_codes(self, images: torch.Tensor, seed: int) -> torch.Tensor:
-        """Codes before they are put on the sphere or into the ball: float32 `(n, code_dim)`."""
+    def _table(self, n: int, folder: Path | None) -> torch.Tensor:
+        """Room for a row of each code, where they are kept: zeros, float32 `(n, code_dim)`."""
+        if self.codes_on == "memory" or folder is None:
+            return torch.zeros(n, self.code_dim)
+        return scratch(folder, (n, self.code_dim))
+
+    def _starting_codes(
+        self, images: torch.Tensor, seed: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Codes before they are put on the sphere or into the ball: float32 `(n, code_dim)`.
+
+        They are written to `out` if it is given.
+        """
         n = len(images)
         # The authors' start; with PCA it fills the dimensions for which there are no components.
-        codes = torch.randn(n, self.code_dim, generator=random_generator(seed, "codes")) * 0.01
+        random = random_generator(seed, "codes")
+        codes = torch.randn(n, self.code_dim, generator=random, out=out).mul_(0.01)
         if self.start == "random":
             return codes
         flat = images.flatten(1)
@@ -230,6 +265,7 @@ class CodeAdam:
     """
 
     BETA1, BETA2, EPSILON = 0.5, 0.999, 1e-8
+    STATE = ("mean", "square")
 
     def __init__(self, codes: torch.Tensor, state: dict[str, torch.Tensor] | None = None) -> None:
         state = state or {"mean": torch.zeros_like(codes), "square": torch.zeros_like(codes)}

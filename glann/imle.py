@@ -107,7 +107,8 @@ class IMLE:
             if saved:
                 mapper.load_state_dict(saved["mapper"])
             if not training.done:
-                self._train(training, mapper, codes.to(on_device), saved, seed)
+                share = processes.Share(n)
+                self._train(training, mapper, codes[share.items].to(on_device), share, saved, seed)
                 training.save({"mapper": mapper.state_dict()}, done=True)
             self.seconds_ = training.elapsed
         self.mapper_ = mapper.cpu().eval()
@@ -119,12 +120,11 @@ class IMLE:
         training: Training,
         mapper: Mapper,
         codes: torch.Tensor,
+        share: processes.Share,
         saved: Parts | None,
         seed: int,
     ) -> None:
-        device, n = codes.device, len(codes)
-        share = processes.Share(n)
-        codes = codes[share.items]
+        device, n = codes.device, share.n
         mapper.to(device).train()
         model = processes.parallel(mapper)
         optimiser = adam(mapper, self.lr, self.weight_decay)
@@ -210,5 +210,8 @@ class IMLE:
 
 def _candidates(mapper: Mapper, pool: torch.Tensor) -> torch.Tensor:
     """T(e) for every row of `pool`, as it comes out when sampling: BatchNorm in evaluation mode."""
+    codes = pool.new_empty(len(pool), int(mapper.config["code_dim"]))
     with evaluation_mode(mapper):
-        return torch.cat([mapper(part) for part in pool.split(8192)])
+        for made, part in zip(codes.split(8192), pool.split(8192), strict=True):
+            made.copy_(mapper(part))
+    return codes

@@ -55,7 +55,7 @@ def nearest(
     middle = points.mean(0)
     with torch.autocast(queries.device.type, enabled=False):  # half precision finds others
         if search == "torch":
-            indices = _by_tiles(queries - middle, points - middle)
+            indices = _by_tiles(queries, points - middle, middle)
         elif search in SEARCHES:
             indices = _by_faiss(queries - middle, points - middle, search)
         else:
@@ -76,7 +76,8 @@ def _squared_distances(
     return torch.cat([(q - points[i]).square().sum(1) for q, i in parts])
 
 
-def _by_tiles(queries: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+def _by_tiles(queries: torch.Tensor, points: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
+    # Queries, which may be larger than memory, are moved by `middle` a tile at a time.
     # argmin |q − p|² = argmax q·p − |p|²/2: one matrix product and a row maximum a tile.
     rows, columns = _TILE["cpu" if queries.device.type == "cpu" else "cuda"]
     half_norms = points.square().sum(1).div_(2)
@@ -86,9 +87,10 @@ def _by_tiles(queries: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     # one with its index as much as the product.
     winners = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     for query, winner in zip(queries.split(rows), winners.split(rows), strict=True):
+        moved = query - middle
         best = torch.full((len(query),), -torch.inf, device=queries.device)
         for number, (tile, half_norm) in enumerate(tiles):
-            score = torch.addmm(half_norm, query, tile.T, beta=-1).amax(1)
+            score = torch.addmm(half_norm, moved, tile.T, beta=-1).amax(1)
             winner.masked_fill_(score > best, number)
             best = torch.maximum(best, score)
 
@@ -98,7 +100,7 @@ def _by_tiles(queries: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     groups = order.split(winners.bincount(minlength=len(tiles)).tolist())
     for number, (group, (tile, half_norm)) in enumerate(zip(groups, tiles, strict=True)):
         for part in group.split(rows):
-            scores = torch.addmm(half_norm, queries[part], tile.T, beta=-1)
+            scores = torch.addmm(half_norm, queries[part] - middle, tile.T, beta=-1)
             indices[part] = scores.argmax(1) + number * columns
     return indices
 

@@ -1,5 +1,6 @@
-"""Where things are: shipped recipes and pipelines, run folders."""
+"""Where things are: shipped recipes and pipelines, run folders, the cache."""
 
+import os
 from pathlib import Path
 
 from glann.errors import GlannError
@@ -8,6 +9,13 @@ from glann.storage import holds, is_saved
 
 RUNS = Path("runs")
 """Runs are written to runs/NAME under the current folder."""
+
+
+def cache_folder() -> Path:
+    """Where is kept what can be made again: $GLANN_CACHE, or glann in the user's cache folder."""
+    given, base = os.environ.get("GLANN_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    # os.path's: Path.expanduser raises where there is no home.
+    return Path(os.path.expanduser(given or os.path.join(base or "~/.cache", "glann")))
 
 
 def shipped() -> Path:

@@ -39,11 +39,10 @@ def noise(seed: int, purpose: str, start: int, stop: int, dim: int) -> torch.Ten
     if stop <= start:
         return torch.empty(0, dim, dtype=torch.float32)
     first, last = start // BLOCK, (stop - 1) // BLOCK
-    blocks = [
-        torch.randn(BLOCK, dim, dtype=torch.float32, generator=generator(seed, purpose, block))
-        for block in range(first, last + 1)
-    ]
-    return torch.cat(blocks)[start - first * BLOCK : stop - first * BLOCK]
+    rows = torch.empty((last + 1 - first) * BLOCK, dim, dtype=torch.float32)
+    for number, block in enumerate(rows.split(BLOCK)):
+        torch.randn(BLOCK, dim, generator=generator(seed, purpose, first + number), out=block)
+    return rows[start - first * BLOCK : stop - first * BLOCK]
 
 
 def permutation(seed: int, purpose: str, index: int, n: int) -> torch.Tensor:

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from glann import processes, storage
@@ -26,7 +25,8 @@ from glann.codes import as_codes
 from glann.data import Data, Images, load
 from glann.density import Gaussian
 from glann.errors import GlannError
-from glann.glo import GLO
+from glann.formats import mapped_array
+from glann.glo import GLO, PLACES
 from glann.images import save_grid, side_by_side, write_png
 from glann.networks import Generator
 from glann.pipeline import GLANN, sampler_name, save_sampler, versions
@@ -248,7 +248,7 @@ def train_on_codes(
 def read_codes(path: Path) -> torch.Tensor:
     """Codes from a `.npy` file: float32 `(n, code_dim)`."""
     try:
-        return as_codes(np.load(path, allow_pickle=False))
+        return as_codes(mapped_array(path))
     except (OSError, ValueError, EOFError) as error:
         raise GlannError(
             f"--codes {path} can't be read: {error}; wanted a .npy file, float (n, code_dim)"
@@ -334,7 +334,7 @@ def _claim(folder: Path, recipe: Recipe, fingerprint: str | None = None) -> None
         for section in sections:
             for key in {**there[section], **wanted[section]}:
                 then, now = there[section].get(key), wanted[section].get(key)
-                if then != now and (section, key) != ("glo", "vgg_weights"):
+                if then != now and not (section == "glo" and key in PLACES):
                     _refuse(folder, f"{section}.{key} = {then!r}, now {now!r}")
         if there["seed"] != wanted["seed"]:
             _refuse(folder, f"seed = {there['seed']}, now {wanted['seed']}")

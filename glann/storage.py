@@ -3,15 +3,21 @@
 A saved folder holds `manifest.json` and one safetensors file for each part.  A part's file carries
 the start of its sha256 in its name and the manifest is replaced last, so that a folder that is
 saved over is at every moment either the old one or the new one.  No pickle anywhere.
+
+Nothing here takes memory for what it saves or loads: tensors are written a piece at a time and
+loaded as maps of their files, so that they may be larger than memory.
 """
 
 import contextlib
 import hashlib
 import json
+import math
+import mmap
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,6 +33,16 @@ MANIFEST = "manifest.json"
 
 _WEIGHTS = re.compile(r"\.?.+-[0-9a-f]{12}\.safetensors(\.\w{8})?")
 """Names of weights files, and of temporary ones that a killed process left: no one else's."""
+
+CHUNK = 2**26
+"""Bytes of a tensor that are in hand at a time."""
+
+_DTYPES = {
+    **{"I64": "int64", "F64": "float64", "F32": "float32", "I32": "int32", "BF16": "bfloat16"},
+    **{"F16": "float16", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
+}
+"""safetensors' names of torch's dtypes, in the order in which it puts them into a file: the widest
+first, so that every number lies at a multiple of its size."""
 
 
 _writes = True
@@ -95,8 +111,6 @@ def save(
 
     `kind` says what it is ("pipeline", "checkpoint", …); `load` asks for it again.
     """
-    from safetensors.torch import save as to_bytes
-
     if not _writes:
         return
     folder = Path(folder)
@@ -104,14 +118,17 @@ def save(
     new = []
     try:
         for name, tensors in parts.items():
-            data = to_bytes({key: t.detach().cpu().contiguous() for key, t in tensors.items()})
-            digest = hashlib.sha256(data).hexdigest()
-            path = folder / f"{name}-{digest[:12]}.safetensors"
+            # Gone through twice, as the name of the file follows from what is in it.
+            digest, size = hashlib.sha256(), 0
+            for piece in _safetensors(tensors):
+                digest.update(piece)
+                size += len(piece)
+            path = folder / f"{name}-{digest.hexdigest()[:12]}.safetensors"
             if not path.exists():
                 new.append(path)
             # Written even if it is there: that one may be damaged, and saving again mends it.
-            write_atomically(path, lambda file, data=data: file.write(data))  # type: ignore[misc]
-            files[name] = {"file": path.name, "sha256": digest, "bytes": len(data)}
+            write_atomically(path, lambda file, t=tensors: file.writelines(_safetensors(t)))  # type: ignore[misc]
+            files[name] = {"file": path.name, "sha256": digest.hexdigest(), "bytes": size}
         write_json(folder / MANIFEST, {"glann": kind, "format": FORMAT, **content, "files": files})
     except GlannError:
         for path in new:
@@ -120,13 +137,40 @@ def save(
     kept = {entry["file"] for entry in files.values()}
     for old in folder.iterdir():
         if _WEIGHTS.fullmatch(old.name) and old.name not in kept:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # Windows keeps a file that is mapped
+                old.unlink(missing_ok=True)
+
+
+def _safetensors(tensors: dict[str, "torch.Tensor"]) -> Iterator[bytes | memoryview]:
+    """The bytes that safetensors' own `save` gives, a piece at a time."""
+    order, dtypes = list(_DTYPES), {f"torch.{name}": key for key, name in _DTYPES.items()}
+    kinds = {name: dtypes[str(tensor.dtype)] for name, tensor in tensors.items()}
+    names = sorted(tensors, key=lambda name: (order.index(kinds[name]), name))
+    header, end = {}, 0
+    for name in names:
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": kinds[name], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield from _pieces(tensors[name])
+
+
+def _pieces(tensor: "torch.Tensor") -> Iterator[memoryview]:
+    """A tensor's numbers in their order, as bytes, a piece at a time."""
+    import torch
+
+    for piece in tensor.detach().contiguous().view(-1).view(torch.uint8).split(CHUNK):
+        yield piece.cpu().numpy().data
 
 
 def fingerprint(tensor: "torch.Tensor") -> str:
     """sha256 (hex) of a tensor's dtype, shape and numbers; their order counts."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    for piece in _pieces(tensor):
+        digest.update(piece)
     return digest.hexdigest()
 
 
@@ -159,10 +203,9 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
 def load(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, dict[str, "torch.Tensor"]]]:
     """Load what `save` wrote: (manifest, parts), tensors on the CPU.
 
-    Every file is checked against its sha256 first: a damaged one is a GlannError.
+    Every file is checked against its sha256 first: a damaged one is a GlannError.  The tensors are
+    maps of the files, see `mapped`: they can be written to, and stay when the files are deleted.
     """
-    from safetensors.torch import load as from_bytes
-
     folder = Path(folder)
     manifest = read_manifest(folder, kind)
     parts = {}
@@ -170,15 +213,81 @@ def load(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, dict[str, "
         for name, entry in manifest["files"].items():
             path = folder / Path(entry["file"]).name
             try:
-                data = path.read_bytes()
+                with path.open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                        raise GlannError(
+                            f"{path} is damaged: {file.tell()} bytes whose sha256 is not the "
+                            f"manifest's (wanted {entry['bytes']} bytes). Copy or train it again"
+                        )
+                    parts[name] = _tensors(mapped(file))
             except OSError as error:
                 raise GlannError(f"{path} can't be read: {error.strerror}") from error
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                raise GlannError(
-                    f"{path} is damaged: {len(data)} bytes whose sha256 is not the manifest's "
-                    f"(wanted {entry['bytes']} bytes). Copy or train it again"
-                )
-            parts[name] = from_bytes(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise GlannError(f"{folder / MANIFEST} is damaged: its files are not listed") from error
     return manifest, parts
+
+
+def _tensors(buffer: mmap.mmap) -> dict[str, "torch.Tensor"]:
+    """The tensors of a safetensors file, without a copy."""
+    import torch
+
+    begin = 8 + int.from_bytes(buffer[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(buffer[8:begin]).items():
+        dtype, shape = getattr(torch, _DTYPES[entry["dtype"]]), entry["shape"]
+        start, count = begin + entry["data_offsets"][0], math.prod(shape)
+        tensor = torch.empty(0, dtype=dtype)
+        if count:  # torch takes no buffer of nothing
+            tensor = torch.frombuffer(buffer, dtype=dtype, count=count, offset=start)
+        tensors[name] = tensor.view(shape)
+    return tensors
+
+
+# --- more than memory holds ---------------------------------------------------------------------
+
+
+def mapped(file: IO[bytes]) -> mmap.mmap:
+    """The bytes of a file, read from the disk when they are looked at.
+
+    Memory that they fill goes back whenever it is short.  What is written to them goes to memory
+    and not to the file.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    # As all of it might be written to, Linux refuses what is larger than its memory, but for this
+    # flag: Python has it from 3.13 on.
+    no_reserve = 0x4000 if sys.platform == "linux" else 0
+    flags, rights = mmap.MAP_PRIVATE | no_reserve, mmap.PROT_READ | mmap.PROT_WRITE
+    return mmap.mmap(file.fileno(), 0, flags=flags, prot=rights)
+
+
+def scratch(folder: Path, shape: Sequence[int]) -> "torch.Tensor":
+    """float32 zeros that lie on the disk of `folder` instead of in memory.
+
+    Their file has no name: it is gone with the tensor, however the process ends.
+    """
+    import torch
+
+    size = 4 * math.prod(shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            reserve(file, size)
+            room = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise GlannError(
+            f"{folder} has no room for {size / 2**20:,.0f} MB: {error.strerror or error}. Nothing "
+            "there was changed; free some space or choose another place"
+        ) from error
+    return torch.frombuffer(room, dtype=torch.float32).view(*shape)
+
+
+def reserve(file: IO[bytes], size: int) -> None:
+    """Fill a file with zeros up to `size` bytes; OSError if the disk hasn't got them.
+
+    A map of a file without its room ends the process when the disk is full.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:  # macOS, Windows
+        os.truncate(file.fileno(), size)

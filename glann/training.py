@@ -250,6 +250,7 @@ class Training:
         self.step = 0
         self._saved_step = 0  # nothing is lost of what is not begun
         self._every = 1 if processes.count() == 1 else ASK_STEPS
+        self._save_seconds = 0.0
         self.done = False
         self.seconds = 0.0
         self.cpu_seconds = 0.0
@@ -328,7 +329,9 @@ class Training:
         """Whether the loop is to save now: it is time, or it was asked to stop."""
         if self.folder is None or self.step == self.batches.steps or self.step % self._every:
             return False
-        late = time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+        # A tenth of the time goes into checkpoints at the most, however large they are.
+        wait = CHECKPOINT_SECONDS * max(1.0, 10 * self._save_seconds / 60)
+        late = time.monotonic() - self._saved_at >= wait
         due, asked = processes.any_of([late, self._asked is not None])
         if asked:
             self._stop = self._asked or "another process"
@@ -359,6 +362,7 @@ class Training:
             }
             storage.save(self.folder, self.name, content, parts)
         processes.wait()  # what is read next, by any of them, is there
+        self._save_seconds = time.monotonic() - self._began
         self._saved_at, self._saved_step = time.monotonic(), self.step
 
     @property

@@ -6,8 +6,9 @@ from test_features import images_of
 
 from glann.errors import GlannError
 from glann.evaluation import classifier
-from glann.evaluation.classifier import cache_entry, cache_folder, shifted
+from glann.evaluation.classifier import cache_entry, shifted
 from glann.evaluation.features import make_features
+from glann.places import cache_folder
 
 
 @pytest.fixture(autouse=True)

@@ -362,6 +362,15 @@ def test_idx_of_wrong_magic_or_cut_short():
     assert not Path("runs").exists()
 
 
+def test_a_run_goes_on_wherever_its_codes_are_kept():
+    assert 'codes_on = "disk"' in succeeds("train", "quick.toml", "--codes-on", "disk", "--dry-run")
+    succeeds("train-glo", "quick.toml", "--codes-on", "disk")
+    before = Path("runs/quick/glo/manifest.json").read_bytes()
+    succeeds("train", "quick.toml")
+    assert Path("runs/quick/glo/manifest.json").read_text() == before.decode()
+    assert "not one of 'memory', 'disk'" in fails("train", "quick.toml", "--codes-on", "tape")
+
+
 def test_a_run_of_another_recipe_is_left_alone(tmp_path):
     succeeds("train", "quick.toml")
     before = snapshot("runs")

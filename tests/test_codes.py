@@ -86,6 +86,18 @@ def test_the_first_row_that_is_not_finite_is_named(bad, row, make):
         as_codes(array)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 7])
+def test_codes_are_looked_through_a_part_at_a_time(rows, monkeypatch):
+    monkeypatch.setattr("glann.codes.CHUNK", rows * 4 * 2)
+    good = torch.arange(12.0).reshape(6, 2)
+    assert as_codes(good) is not None
+    for bad in range(6):
+        codes = good.clone()
+        codes[bad:, bad % 2] = float("nan")
+        with pytest.raises(GlannError, match=f"not finite, first in row {bad}$"):
+            as_codes(codes)
+
+
 @given(st.lists(st.floats(2**-10, 1000, width=32), min_size=2, max_size=6), st.integers(1, 5))
 def test_on_sphere_sees_norms_of_1(numbers, others):
     code = torch.tensor([numbers])

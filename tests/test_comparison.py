@@ -171,6 +171,16 @@ def test_other_settings_are_trained_anew(done, tmp_path):
     assert len(rows) == len(before)
 
 
+def test_where_things_lie_makes_no_other_rows():
+    recipes = [
+        make_recipe("x", {"glo": glo})
+        for glo in ({}, {"codes_on": "disk"}, {"vgg_weights": "a"}, {"epochs": 5})
+    ]
+    here, disk, weights, longer = (comparison._identity(recipe, "glann") for recipe in recipes)
+    assert here == disk == weights
+    assert here != longer
+
+
 def test_rows_on_other_features_are_put_aside(done, tmp_path):
     shutil.copytree(done[0], tmp_path / "x")
     results, _, _ = run(tmp_path / "x", recipe_with(features="random"))

@@ -2,6 +2,7 @@ import dataclasses
 import gzip
 import pickle
 import struct
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -483,6 +484,47 @@ def test_failed_fetch_says_what_to_do(monkeypatch, alone, source, wanted, error)
     assert type(error).__name__ in message
     assert str(Path("data") / source) in message
     assert all(name in message for name in wanted)
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from glann.data import Data, load, read_images
+
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+
+load(Data())  # what is imported on the way
+before = held()
+kept = [load(Data(source="array", path=sys.argv[1], limit=limit)).images for limit in (None, 99999)]
+kept.append(read_images(sys.argv[1]))
+assert [len(images) for images in kept] == [100_000, 99_999, 100_000]
+assert held() - before < 40, held() - before  # MB; the images have 78
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory it gave")
+def test_an_array_takes_no_memory(tmp_path):
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (100_000, 28, 28)).flush()
+    code = [sys.executable, "-c", MEMORY, str(tmp_path / "x.npy")]
+    subprocess.run(code, check=True)
+
+
+def test_a_folder_larger_than_memory_is_as_any_other(tmp_path, monkeypatch):
+    for i in range(10):
+        write_image(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", 8, 8, seed=i)
+    monkeypatch.setenv("GLANN_CACHE", str(tmp_path / "cache"))
+    data = Data(source="folder", path=str(tmp_path / "photos"), test_fraction=0.3)
+    wanted = load(data), load(data, split="test")
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr("glann.formats.IN_MEMORY", 0)
+    found = load(data), load(data, split="test")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    for one, other in zip(wanted, found, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert one.fingerprint == other.fingerprint
 
 
 # --- folders ------------------------------------------------------------------------------------

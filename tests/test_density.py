@@ -106,6 +106,16 @@ def test_equal_codes_give_that_code(sampler):
     torch.testing.assert_close(sampler.fit(codes).sample(10), codes[:10])
 
 
+@pytest.mark.parametrize("rows", [1, 3, 399, 400])
+def test_a_gaussian_of_codes_taken_a_part_at_a_time_is_the_same(rows, monkeypatch):
+    whole = Gaussian().fit(skewed())
+    monkeypatch.setattr("glann.codes.CHUNK", rows * 4 * 5)
+    parts = Gaussian().fit(skewed())
+    torch.testing.assert_close(parts.means_, whole.means_)
+    covariances = [fitted.factors_[0] @ fitted.factors_[0].T for fitted in (parts, whole)]
+    torch.testing.assert_close(*covariances)
+
+
 def test_only_codes_on_the_sphere_give_samples_on_it():
     codes = torch.nn.functional.normalize(drawn(60, 4))
     for sampler in (Gaussian(), Mixture(components=2)):

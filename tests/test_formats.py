@@ -1,4 +1,6 @@
+import errno
 import gzip
+import os
 import pickle
 import struct
 import sys
@@ -22,6 +24,7 @@ from glann.formats import (
     read_array,
     read_cifar10,
     read_idx,
+    take,
 )
 
 
@@ -66,6 +69,132 @@ def test_errors_of_the_operating_system_are_told(tmp_path):
         read_idx(tmp_path / "nowhere", 3)
     with pytest.raises(GlannError, match="a file can't be read: odd"), os_errors():
         raise OSError("odd")
+
+
+# --- more than memory is to hold ----------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder of the cache, with no room for images in memory."""
+    monkeypatch.setattr(formats, "IN_MEMORY", 0)
+    monkeypatch.setenv("GLANN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for i in range(9):
+        write_image(tmp_path / f"{i}.png", 10, 12, 3, seed=i)
+    return [tmp_path / f"{i}.png" for i in range(9)]
+
+
+def made_in_three_ways(photos):
+    """Images as `decode`, `fit` and `take` give them: (how, images)."""
+    some = torch.from_numpy(pixels(9, 3, 10, 12))
+    yield "decode", decode(photos, (8, 9), 1)
+    yield "fit", fit(some, (8, 9), 1)
+    yield "take", take(some, torch.tensor([0, 2, 3, 8]))
+
+
+def test_images_from_the_cache_are_those_in_memory(photos, cache, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(formats, "IN_MEMORY", 2**31)
+        wanted = dict(made_in_three_ways(photos))
+    assert not cache.exists()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(formats, "_AT_ONCE", 2)
+    for _ in range(2):
+        for how, images in made_in_three_ways(photos):
+            assert torch.equal(images, wanted[how]), how
+        files = sorted(cache.iterdir())
+        assert len(files) == 3
+    # Told once: the second time they were there.
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3
+    assert all(any(str(file) in line for line in told) for file in files)
+    assert "GLANN_CACHE" in told[0]
+
+
+def test_what_is_in_the_cache_is_not_decoded_again(photos, cache, monkeypatch):
+    decode(photos, None, 3)
+    read, first = formats.read_image, []
+    monkeypatch.setattr(formats, "read_image", lambda *a: first.append(a[0]) or read(*a))
+    decode(photos, None, 3)
+    assert first == photos[:1]
+
+
+@pytest.mark.parametrize("what", ["content", "order", "size", "channels"])
+def test_other_images_are_other_files_of_the_cache(photos, cache, what):
+    before = decode(photos, None, 3)
+    size, channels, files = None, 3, photos
+    if what == "content":
+        write_image(photos[4], 10, 12, 3, seed=99)
+        os.utime(photos[4], ns=(1, 1))
+    elif what == "order":
+        files = photos[::-1]
+    elif what == "size":
+        size = (9, 9)
+    else:
+        channels = 1
+    images = decode(files, size, channels)
+    assert images.shape != before.shape or not torch.equal(images, before)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_damaged_image_leaves_nothing_in_the_cache(photos, cache):
+    for bad in (7, 3):
+        photos[bad].write_bytes(b"no image")
+    with pytest.raises(GlannError, match=r"3\.png can't be read as an image"):
+        decode(photos, None, 3)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_disk_without_room_for_the_images(photos, cache, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(formats, "reserve", full)
+    with pytest.raises(GlannError, match=r"images-\w+\.npy can't be written: No space left"):
+        decode(photos, None, 3)
+    assert "GLANN_CACHE" in capsys.readouterr().err  # where another place is set
+    assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_process_left_in_the_cache_goes_after_a_day(photos, cache):
+    cache.mkdir()
+    old, young, other = (cache / name for name in (".images-a.npy.x", ".images-b.npy.x", "other"))
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    decode(photos, None, 3)
+    assert not old.exists()
+    assert young.exists()
+    assert other.exists()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_is_mapped_and_its_file_is_never_changed(tmp_path, order):
+    array = np.asarray(pixels(5, 1, 8, 9), order=order)
+    np.save(tmp_path / "x.npy", array)
+    before = (tmp_path / "x.npy").read_bytes()
+    images, _ = read_array(tmp_path / "x.npy")
+    assert torch.equal(images, torch.from_numpy(array))
+    images.zero_()
+    assert (tmp_path / "x.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_view"),
+    [([], True), ([0, 1], True), ([1, 2, 3], True), ([4], True), ([0, 2], False), ([1, 4], False)],
+)
+def test_rows_that_follow_each_other_are_not_copied(rows, is_view):
+    images = torch.from_numpy(pixels(5, 1, 8, 8))
+    taken = take(images, torch.tensor(rows, dtype=torch.int64))
+    assert torch.equal(taken, images[rows])
+    shared = taken.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
+    assert shared == is_view
 
 
 # --- size and channels --------------------------------------------------------------------------

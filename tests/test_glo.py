@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +55,94 @@ def test_killed_and_resumed_equals_straight_bit_for_bit(digits, tmp_path, kill_a
     assert torch.equal(straight.codes_, resumed.codes_)
     for name, value in straight.generator_.state_dict().items():
         assert torch.equal(value, resumed.generator_.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"space": "ball"}, {"start": "random"}])
+def test_codes_on_disk_are_those_in_memory_bit_for_bit(digits, tmp_path, settings, monkeypatch):
+    memory = GLO(**TINY_GLO, **settings).fit(digits, seed=3)
+    monkeypatch.setattr("glann.codes.CHUNK", 7 * 4 * 8)  # seven codes
+    disk = GLO(**TINY_GLO, **settings, codes_on="disk").fit(digits, seed=3, folder=tmp_path)
+    assert torch.equal(memory.codes_, disk.codes_)
+    for name, value in memory.generator_.state_dict().items():
+        assert torch.equal(value, disk.generator_.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kept", [("disk", "disk"), ("memory", "disk"), ("disk", "memory")])
+@pytest.mark.parametrize("step", [1, 7, 20])
+def test_killed_and_resumed_with_codes_on_disk(digits, tmp_path, kill_at, kept, step):
+    straight = GLO(**TINY_GLO).fit(digits, seed=3)
+    kill_at(step)
+    with pytest.raises(Killed):
+        GLO(**TINY_GLO, codes_on=kept[0]).fit(digits, seed=3, folder=tmp_path)
+    kill_at(-1)
+    resumed = GLO(**TINY_GLO, codes_on=kept[1]).fit(digits, seed=3, folder=tmp_path)
+    assert torch.equal(straight.codes_, resumed.codes_)
+    for name, value in straight.generator_.state_dict().items():
+        assert torch.equal(value, resumed.generator_.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("where", "tables"), [("memory", 0), ("disk", 3)])
+def test_codes_and_both_moments_are_where_the_setting_says(
+    digits, tmp_path, monkeypatch, where, tables
+):
+    made, scratch = [], glo.scratch
+
+    def spy(folder, shape):
+        made.append((folder, shape))
+        return scratch(folder, shape)
+
+    monkeypatch.setattr(glo, "scratch", spy)
+    GLO(**{**TINY_GLO, "epochs": 1}, codes_on=where).fit(digits, folder=tmp_path)
+    assert made == [(tmp_path, (150, 8))] * tables
+    names = {path.name.split("-")[0] for path in tmp_path.iterdir()}
+    assert names == {"manifest.json", "log.jsonl", "generator", "codes", "reconstructions"}
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import torch
+from glann import GLO, training
+
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+
+def fit(n, where):
+    images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8).random_()
+    sizes = {"code_dim": 128, "batch_size": 1000, "width": 4, "hidden": 8}
+    glo = GLO(epochs=1, loss="l1", start="random", codes_on=where, **sizes)
+    glo.fit(images, device="cpu", folder=Path(sys.argv[1], str(n)))
+
+record = training.Training.record
+
+def record_and_look(self, *args, **kwargs):
+    record(self, *args, **kwargs)
+    seen.append(held())
+
+training.Training.record = record_and_look
+seen = []
+fit(3000, sys.argv[2])  # what the first steps take that is not given back
+before, seen = held(), []
+fit(50_000, sys.argv[2])
+print(max(seen) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory it gave")
+def test_codes_on_disk_take_no_memory(tmp_path):
+    """Codes and moments have 73 MB, images 3."""
+    grown = [
+        int(subprocess.check_output([sys.executable, "-c", MEMORY, str(tmp_path / where), where]))
+        for where in ("memory", "disk")
+    ]
+    assert grown[0] > 60
+    assert grown[1] < 30
+
+
+def test_codes_on_disk_need_a_folder(digits):
+    with pytest.raises(GlannError, match="codes_on = 'disk' needs a folder"):
+        GLO(**TINY_GLO, codes_on="disk").fit(digits)
 
 
 def test_killed_often_logs_each_step_once(digits, tmp_path, kill_at, monkeypatch):

@@ -304,6 +304,128 @@ def test_written_files_have_the_rights_of_any_new_file(tmp_path, mask):
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+# ---------------------------------------------------------------------- larger than memory
+
+
+MIXED = {
+    "i": torch.tensor(3),
+    "h": torch.arange(7, dtype=torch.float64),
+    "a": torch.randn(3, 5),
+    "b": torch.empty(0, 5),
+    'é \n"\x7f\x01': torch.arange(5, dtype=torch.int32),
+    "c": torch.randn(3).bfloat16(),
+    "d": torch.randn(5).half(),
+    "s": torch.tensor([-3], dtype=torch.int16),
+    "e": torch.tensor([-3], dtype=torch.int8),
+    "f": torch.arange(9, dtype=torch.uint8).reshape(3, 3),
+    "g": torch.tensor([True, False]),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 2**26])
+@pytest.mark.parametrize("names", ["", "b", "i", "ab", "ag", "fe", "cd", "dc", "".join(MIXED)])
+def test_a_part_is_byte_for_byte_what_safetensors_writes(tmp_path, monkeypatch, names, chunk):
+    monkeypatch.setattr(storage, "CHUNK", chunk)
+    tensors = MIXED if len(names) > 2 else {name: MIXED[name] for name in names}
+    storage.save(tmp_path, "k", {}, {"part": tensors})
+    (entry,) = json.loads((tmp_path / storage.MANIFEST).read_text())["files"].values()
+    wanted = to_bytes(tensors)
+    assert (tmp_path / entry["file"]).read_bytes() == wanted
+    assert entry["sha256"] == hashlib.sha256(wanted).hexdigest()
+    assert entry["bytes"] == len(wanted)
+    assert same(storage.load(tmp_path, "k")[1], {"part": tensors})
+
+
+def test_a_fingerprint_does_not_depend_on_its_pieces(monkeypatch):
+    images = torch.arange(60, dtype=torch.uint8).reshape(5, 3, 4)
+    whole = hashlib.sha256(b"torch.uint8 (5, 3, 4)" + images.numpy().tobytes()).hexdigest()
+    for chunk in (7, 60, 2**26):
+        monkeypatch.setattr(storage, "CHUNK", chunk)
+        assert storage.fingerprint(images) == whole
+
+
+def test_what_is_written_to_loaded_tensors_does_not_reach_the_file(saved):
+    before = files(saved)
+    _, parts = storage.load(saved, "checkpoint")
+    parts["weights"]["w"] += 1
+    assert files(saved) == before
+
+
+def test_loaded_tensors_stay_when_their_file_is_saved_over(saved):
+    _, parts = storage.load(saved, "checkpoint")
+    storage.save(saved, "checkpoint", {}, NEW)
+    assert same(parts, OLD)
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import torch
+from glann import storage
+
+def held(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) // 1024
+
+codes = torch.ones(256, 2**18)
+folder = Path(sys.argv[1])
+storage.save(folder, "k", {}, {"small": {"x": torch.ones(2)}})
+if sys.argv[2] == "save":
+    import resource
+    most = (held("VmData") + 64) * 2**20  # MB; the tensor has 256
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    storage.save(folder, "k", {}, {"part": {"codes": codes}})
+else:
+    storage.save(folder, "k", {}, {"part": {"codes": codes}})
+    before = held("RssAnon")
+    (part,) = storage.load(folder, "k")[1].values()
+    assert float(part["codes"].sum()) == 2**26
+    room = storage.scratch(folder, codes.shape)
+    room.copy_(part["codes"])
+    assert float(room.sum()) == 2**26
+    assert held("RssAnon") - before < 64
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory it gave")
+@pytest.mark.parametrize("what", ["save", "load"])
+def test_memory_does_not_grow_with_what_is_saved_and_loaded(tmp_path, what):
+    subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path), what], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory there is")
+def test_a_file_larger_than_all_memory_is_mapped(tmp_path):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with (tmp_path / "x").open("w+b") as file:
+        file.truncate(2 * memory)  # takes no room: nothing is written to it
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+        file.flush()
+        buffer = storage.mapped(file)
+        assert buffer[-2:] == b"\0x"
+        buffer[-1:] = b"y"
+        file.seek(-1, os.SEEK_END)
+        assert file.read() == b"x"
+
+
+def test_scratch_is_zeros_in_a_file_without_a_name(tmp_path):
+    room = storage.scratch(tmp_path / "deep", (3, 5))
+    assert torch.equal(room, torch.zeros(3, 5))
+    room[1] = 7
+    assert room.sum() == 35
+    assert files(tmp_path / "deep") == {}
+
+
+def test_scratch_that_the_disk_has_no_room_for_is_refused(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(GlannError, match=r"no room for 4 MB: No space left.*free some space"):
+        storage.scratch(tmp_path, (1024, 1024))
+    assert files(tmp_path) == {}
+
+
 # ---------------------------------------------------------------------- damaged, newer, foreign
 
 

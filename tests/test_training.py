@@ -379,6 +379,24 @@ def test_seconds_before_a_resume_count(tmp_path, every_step):
     assert log_of(tmp_path)[-1]["seconds"] >= 1000
 
 
+@pytest.mark.parametrize(("takes", "due"), [(0, 60), (6, 60), (30, 300)])
+def test_large_checkpoints_are_written_less_often(tmp_path, monkeypatch, takes, due):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+
+    def save(*_):
+        now[0] += takes
+
+    monkeypatch.setattr(training.storage, "save", save)
+    with Training("glo", Batches(20, 5, 10), tmp_path, {}, False) as run:
+        run.save({})
+        began = now[0]
+        now[0] = began + due - 1
+        assert not run.checkpoint_due
+        now[0] = began + due
+        assert run.checkpoint_due
+
+
 @pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize(
     ("now", "message"),

@@ -6,7 +6,6 @@ Untrained, the same network gives random features for images without labels.
 import hashlib
 import itertools
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,13 +170,6 @@ def calibrate(network: Convolutions, images: torch.Tensor, device: torch.device)
         for part in rows.tensor_split(math.ceil(len(rows) / 256)):
             network(images[part].to(device))
     network.eval()
-
-
-def cache_folder() -> Path:
-    """Where trained classifiers are kept: $GLANN_CACHE, or glann in the user's cache folder."""
-    given, base = os.environ.get("GLANN_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    # os.path's: Path.expanduser raises where there is no home.
-    return Path(os.path.expanduser(given or os.path.join(base or "~/.cache", "glann")))
 
 
 def cache_entry(train: Images, cache: Path) -> Path:

@@ -17,7 +17,6 @@ from glann.evaluation.classifier import (
     DIM,
     Classifier,
     cache_entry,
-    cache_folder,
     keep_classifier,
     load_classifier,
     random_convolutions,
@@ -27,6 +26,7 @@ from glann.evaluation.classifier import (
 from glann.images import as_images, to_float
 from glann.losses import read_weights
 from glann.networks import evaluation_mode
+from glann.places import cache_folder
 from glann.settings import nearest_name
 from glann.storage import fingerprint
 from glann.training import pick_device
