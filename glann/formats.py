@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from glann import processes
 from glann.errors import GlannError
 from glann.images import SUFFIXES, as_images, read_image, resize_and_crop, to_grey, to_uint8
 from glann.places import cache_folder
@@ -413,6 +414,12 @@ def _kept(
             file=sys.stderr,
         )
         write_atomically(path, write)
+    processes.wait()  # the first of several writes it for all
+    if not path.is_file():
+        raise GlannError(
+            f"{path} is not there, though another process made it; set GLANN_CACHE to a folder "
+            "that all machines share"
+        )
     return read_array(path)[0]
 
 

@@ -10,6 +10,7 @@ with their images; of the networks every process has a copy, kept alike by Distr
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def start() -> None:
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group(backend)
+    # Long enough for the first to decode a large folder while the others wait.
+    dist.init_process_group(backend, timeout=timedelta(days=1))
     if not is_first():
         storage.write_nothing()
 

@@ -1,6 +1,7 @@
 """What each process of test_processes.py does; torchrun starts it, and it leaves a file a rank."""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from conftest import TINY_GLO, TINY_IMLE
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from glann import GLANN, GLO, IMLE, processes, training
+from glann import GLANN, GLO, IMLE, formats, processes, training
 
 
 class Stopped(Exception):
@@ -55,6 +56,13 @@ def exchanges() -> dict[str, torch.Tensor]:
     }
 
 
+def kept_in_cache(images: torch.Tensor, folder: Path) -> torch.Tensor:
+    """Scaled images that go to a file, which one process writes and all map."""
+    os.environ["GLANN_CACHE"] = str(folder / "cache")
+    formats.IN_MEMORY = 0
+    return formats.fit(images[:20], (16, 16), None)
+
+
 def stop_at(step: int) -> None:
     record = training.Training.record
 
@@ -82,6 +90,7 @@ def main(folder: Path) -> None:
         **{f"imle.{key}": value for key, value in imle.mapper_.state_dict().items()},
         **batch_norms(given),
         **exchanges(),
+        "scaled": kept_in_cache(images, folder),
     }
     # What one process began, and what one process is to go on with.
     results["resumed"] = GLO(**TINY_GLO).fit(images, seed=3, folder=folder / "begun-by-1").codes_

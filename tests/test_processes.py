@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from glann import GLANN, GLO, IMLE, processes
+from glann.formats import fit
 
 TESTS = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -139,6 +140,12 @@ def test_what_they_tell_each_other(both):
     assert results["parts"].tolist() == list(range(0, 100, 10))
     assert results["one part"].tolist() == [0, 1, 2, 3]
     assert results["any"].tolist() == [True, False]
+
+
+def test_a_file_of_the_cache_is_written_by_one_for_all(given, folder, both):
+    wanted = fit(given["images"][:20], (16, 16), None)
+    assert torch.equal(both[0]["scaled"], wanted)
+    assert len(list((folder / "cache").iterdir())) == 1
 
 
 def test_samples_are_those_of_one_process(alone, both):
