@@ -11,6 +11,7 @@ import itertools
 import math
 import mmap
 import pickle
+import pickletools
 import re
 import struct
 import sys
@@ -114,6 +115,8 @@ def _binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def _pickled_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     try:
         with path.open("rb") as file:
+            _check_numbering(file, path.stat().st_size)
+            file.seek(0)
             batch = _BatchUnpickler(file, encoding="bytes").load()
         # Python 2, which wrote the official files, made the keys bytes.
         batch = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
@@ -134,6 +137,13 @@ def _pickled_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
             f"{path} is not a batch of CIFAR-10, or it is damaged ({type(error).__name__}: "
             f"{error}). Nothing that it asks to run was run; copy it again from its source"
         ) from error
+
+
+def _check_numbering(file: IO[bytes], size: int) -> None:
+    """Refuse a pickle that numbers its parts beyond what there can be: memory is taken for all."""
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name.endswith("PUT") and int(str(argument)) > size:
+            raise pickle.UnpicklingError(f"it numbers a part {argument}, in {size} bytes")
 
 
 class _Said:

@@ -373,6 +373,13 @@ def test_pickle_that_is_no_batch(tmp_path, content):
         read_cifar10(tmp_path / "test_batch")
 
 
+def test_a_pickle_that_would_fill_the_memory_is_refused(tmp_path):
+    # {} as part number 2³¹ − 1 of a list that is made as long: tens of gigabytes.
+    (tmp_path / "test_batch").write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+    with pytest.raises(GlannError, match=r"numbers a part 2147483647, in 9 bytes"):
+        read_cifar10(tmp_path / "test_batch")
+
+
 @hypothesis_settings(max_examples=80, deadline=None, database=None)
 @given(st.data())
 def test_any_damage_to_a_batch_is_a_glann_error(tmp_path_factory, data):
