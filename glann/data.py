@@ -71,6 +71,13 @@ class Data:
         minimum=0.0,
         maximum=0.9,
     )
+    validation_fraction: float = setting(
+        0.0,
+        "share of the training images held out in place of the test images, which are left "
+        "alone: to choose settings by",
+        minimum=0.0,
+        maximum=0.9,
+    )
 
 
 @dataclass(frozen=True, eq=False)  # a generated == would compare tensors element by element
@@ -110,6 +117,7 @@ def load(data: Data, path: str | Path | None = None, split: str = "train") -> Im
         path: goes before `data.path`.
         split: "train" or "test".  A source without test images of its own holds out
             `data.test_fraction` of its images: the same ones whatever the seed of the recipe.
+            With `data.validation_fraction`, "test" are training images held out instead.
 
     Raises:
         GlannError: a setting is wrong, files are missing or damaged, or images don't fit together.
@@ -117,9 +125,11 @@ def load(data: Data, path: str | Path | None = None, split: str = "train") -> Im
     size = _target(data)
     if split not in SPLITS:
         raise GlannError(f"split = {split!r} is unknown; wanted 'train' or 'test'")
+    # Both of them are training images then.
+    source_split = "train" if data.validation_fraction > 0 else split
     if data.source != "folder":  # which shows only in its subfolders what it has
-        _check_split(data, split, own_test=data.source in _OPENML)
-    found = _READERS[data.source](_Search(data, path, split))
+        _check_split(data, source_split, own_test=data.source in _OPENML)
+    found = _READERS[data.source](_Search(data, path, source_split))
     names = _CLASS_NAMES.get(data.source)
     class_names = tuple(names.split(",")) if names else found.class_names
     _check_labels(found, len(class_names))
@@ -213,17 +223,25 @@ def _check_labels(found: _Found, classes: int) -> None:
 
 def _rows(data: Data, split: str, n: int) -> torch.Tensor:
     """Indices of the images that were asked for among n, in order: int64."""
-    rows = torch.arange(n)
+    rows, validated = torch.arange(n), data.validation_fraction > 0
     if data.test_fraction > 0:
-        held_out = round(n * data.test_fraction)
-        if not 0 < held_out < n:
-            raise GlannError(
-                f"data.test_fraction = {data.test_fraction} holds out {held_out} of {n} images; "
-                "wanted at least one for training and one for testing. Set another share"
-            )
-        order = permutation(0, "test split", 0, n)
-        rows = (order[:held_out] if split == "test" else order[held_out:]).sort().values
+        rows = _held_out(rows, data, "test", split == "test" and not validated)
+    if validated:
+        rows = _held_out(rows, data, "validation", split == "test")
     return rows[: data.limit]
+
+
+def _held_out(rows: torch.Tensor, data: Data, kind: str, held_out: bool) -> torch.Tensor:
+    """Those of `rows` that are held out as `kind`, "test" or "validation", or else the others."""
+    fraction, n = getattr(data, f"{kind}_fraction"), len(rows)
+    count = round(n * fraction)
+    if not 0 < count < n:
+        raise GlannError(
+            f"data.{kind}_fraction = {fraction} holds out {count} of {n} images; wanted at least "
+            f"one for training and one for {kind}. Set another share"
+        )
+    order = permutation(0, f"{kind} split", 0, n)
+    return rows[(order[:count] if held_out else order[count:]).sort().values]
 
 
 # --- finding and fetching -----------------------------------------------------------------------

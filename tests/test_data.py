@@ -149,6 +149,26 @@ def test_limit_takes_the_first_of_the_split(tmp_path):
     assert len(load(dataclasses.replace(data, limit=1000), split="train")) == 20
 
 
+def test_validation_images_are_training_images_and_not_trained_on(tmp_path):
+    numbered(tmp_path, 40)
+    data = Data(source="array", path=str(tmp_path), test_fraction=0.25)
+    validated = dataclasses.replace(data, validation_fraction=0.2)
+    train, test = (set(load(data, split=split).labels.tolist()) for split in ("train", "test"))
+    fitted, held_out = (set(load(validated, split=s).labels.tolist()) for s in ("train", "test"))
+    assert len(held_out) == 6
+    assert fitted | held_out == train
+    assert not (fitted & held_out)
+    assert not (held_out & test)
+
+
+def test_validation_images_of_a_source_with_its_own_test_images(tmp_path):
+    for names, n in ((IDX_TRAIN, 10), (IDX_TEST, 4)):
+        write_idx(tmp_path, np.full((n, 28, 28), n, np.uint8), names=names)
+    data = Data(source="mnist", path=str(tmp_path), validation_fraction=0.3)
+    assert [len(load(data, split=split)) for split in ("train", "test")] == [7, 3]
+    assert load(data, split="test").images.unique().tolist() == [10]
+
+
 def test_no_test_images_says_what_to_set():
     with pytest.raises(GlannError, match=r"'digits' has no test images.*set data\.test_fraction"):
         load(Data(), split="test")
