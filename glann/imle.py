@@ -4,6 +4,12 @@ Li & Malik, "Implicit maximum likelihood estimation" (arXiv 1809.09087), algorit
 samples, find for each datum the nearest, take steps that bring it nearer.  Every datum pulls some
 sample towards itself, so none can be left out.  GLANN applies it to GLO's codes (arXiv 1812.08985,
 section 3.2; "ICP" in its authors' code).
+
+Here it is conditional IMLE (Li, Zhang & Malik, arXiv 1811.12373) on cells of the codes: k-means
+splits them, one number of noise picks a cell as often as it has codes, and each code is matched
+among its own cell's candidates.  So each region has the weight that it has in the data, the map may
+jump from one to another with nothing between them, and a matching that looks at `pool` candidates
+for each code costs 1/cells of what looking at all candidates would.
 """
 
 from dataclasses import dataclass
@@ -11,13 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from glann import processes
 from glann.codes import as_codes, on_sphere
 from glann.nearest import EXACT, SEARCHES, nearest, recall
 from glann.networks import Mapper, evaluation_mode
-from glann.randomness import BLOCK, noise, seeded
+from glann.randomness import BLOCK, noise, permutation, seeded
 from glann.randomness import generator as random_generator
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
@@ -38,25 +47,38 @@ from glann.training import (
     set_learning_rate,
 )
 
+CLUSTERED = 50_000
+"""Codes that k-means is fitted to, at the most: more don't move its centres much."""
+
+GROUP = 65_536
+"""Candidates that are drawn at a time, at the least: those of whole cells."""
+
 
 @dataclass(kw_only=True)
 class IMLE:
     """Implicit maximum likelihood estimation of a mapper T: noise → code.
 
-    Minimises Σ_i min_j ‖z_i − T(e_j)‖² over T, with candidates e_1 … e_m ~ N(0, I) drawn anew for
-    each matching.  After `fit`: `mapper_`, in evaluation mode, and `code_dim_`; `seconds_`.
+    Minimises Σ_i min_j ‖z_i − T(e_j)‖² over T, with candidates e_1 … e_m ~ N(0, I) of z_i's cell,
+    drawn anew for each matching.  After `fit`: `mapper_`, in evaluation mode, and `code_dim_`;
+    `seconds_`.
     """
 
-    noise_dim: int = setting(64, "numbers in a noise vector", minimum=1, maximum=4096)
+    noise_dim: int = setting(16, "numbers in a noise vector", minimum=1, maximum=4096)
     width: int = setting(512, "units of the mapper's hidden layers", minimum=8, maximum=8192)
     depth: int = setting(3, "hidden layers of the mapper", minimum=1, maximum=16)
-    epochs: int = setting(50, "passes over the codes", minimum=1)
+    cells: int | None = setting(
+        None,
+        "parts that codes are split into by k-means, each matched by itself; none: the square root "
+        "of their number; 1: all codes are matched together",
+        minimum=1,
+    )
+    epochs: int = setting(120, "passes over the codes", minimum=1)
     batch_size: int = setting(128, "codes in a step, at the most", minimum=2)
     lr: float = setting(1e-3, "Adam's learning rate", minimum=0)
     weight_decay: float = setting(1e-5, "Adam's weight decay", minimum=0)
     schedule: str = setting("cosine", "how the learning rate changes", choices=SCHEDULES)
-    pool: float = setting(2.0, "candidates drawn for a matching, per code", minimum=0.01)
-    keep: int = setting(1, "epochs for which a matching is kept", minimum=1)
+    pool: float = setting(8.0, "candidates drawn for a matching, per code", minimum=0.01)
+    keep: int = setting(10, "epochs for which a matching is kept", minimum=1)
     perturbation: float = setting(0.0, "noise added to the chosen noise in a step", minimum=0)
     search: str = setting(
         "torch", "nearest-neighbour search; ivf may miss the nearest", choices=SEARCHES
@@ -98,104 +120,149 @@ class IMLE:
         on_device = pick_device(device)
         identity = {"settings": as_dict(self), "seed": seed, "data": fingerprint(codes)}
 
-        with seeded(seed, "mapper"):
-            mapper = Mapper(self.noise_dim, code_dim, self.width, self.depth, on_sphere(codes))
-        mapper.mean.copy_(codes.mean(0))
-        mapper.scale.copy_(codes.std(0).square().mean().sqrt())
         with Training("imle", batches, folder, identity, progress) as training:
             saved = training.resume()
+            centres = saved["mapper"]["centres"] if saved else self._centres(codes, seed)
+            with seeded(seed, "mapper"):
+                mapper = Mapper(
+                    self.noise_dim, code_dim, self.width, self.depth, on_sphere(codes), len(centres)
+                )
             if saved:
                 mapper.load_state_dict(saved["mapper"])
             if not training.done:
-                share = processes.Share(n)
-                self._train(training, mapper, codes[share.items].to(on_device), share, saved, seed)
+                cells, squares = nearest(codes, centres)
+                if not saved:
+                    mapper.centres.copy_(centres)
+                    mapper.shares.copy_(cells.bincount() / n)
+                    mapper.scale.fill_(float(squares.mean() / code_dim) ** 0.5 or 1.0)
+                self._train(training, mapper, codes, cells, saved, seed, on_device)
                 training.save({"mapper": mapper.state_dict()}, done=True)
             self.seconds_ = training.elapsed
         self.mapper_ = mapper.cpu().eval()
         self.code_dim_ = code_dim
         return self
 
+    def _centres(self, codes: torch.Tensor, seed: int) -> torch.Tensor:
+        """The cells' centres, found by k-means: float32 `(cells, code_dim)`."""
+        n = len(codes)
+        rows = permutation(seed, "cells", 0, n)[:CLUSTERED]
+        chosen = codes[rows].numpy()
+        cells = min(self.cells or round(n**0.5), len(np.unique(chosen, axis=0)))
+        # One thread: sums in the same order every time, in each of several processes too.
+        with threadpool_limits(1):
+            found = KMeans(cells, n_init=1, max_iter=20, random_state=seed % 2**32).fit(chosen)
+        centres = torch.from_numpy(found.cluster_centers_).float()
+        occupied, _ = nearest(codes, centres)
+        return centres[occupied.unique()]
+
     def _train(
         self,
         training: Training,
         mapper: Mapper,
         codes: torch.Tensor,
-        share: processes.Share,
+        cells: torch.Tensor,
         saved: Parts | None,
         seed: int,
+        device: torch.device,
     ) -> None:
-        device, n = codes.device, share.n
+        share = processes.Share(len(codes))
+        counts = cells.bincount()
+        codes, cells = codes[share.items].to(device), cells[share.items].to(device)
         mapper.to(device).train()
         model = processes.parallel(mapper)
         optimiser = adam(mapper, self.lr, self.weight_decay)
         steps_of_matching = self.keep * training.batches.per_epoch
-        pool = chosen = torch.empty(0)
+        chosen = torch.empty(0)
         if saved:
             load_optimiser_state(optimiser, saved["optimiser"])
-            # The matching under way goes on; at its first step it would have been made anew.
-            chosen = saved["matching"]["chosen"][share.items].to(device)
-            pool = self._draw(seed, (training.step - 1) // steps_of_matching, n, device)
-        # Distances and losses in units of the codes' spread, whatever unit they came in.
-        scale = 1.0 if mapper.on_sphere else float(mapper.scale)
+            chosen = saved["matching"]["noise"][share.items].to(device)
         precision = pick_precision(self.precision, device)
         steps = training.batches.steps
         found: dict[str, float] = {}
 
         for step, rows in training.steps(seed):
             if step % steps_of_matching == 0:
-                pool = self._draw(seed, step // steps_of_matching, n, device)
-                candidates = processes.by_parts(pool.split(8192), partial(_candidates, mapper))
-                chosen, _ = nearest(codes, candidates, self.search)
+                matching = step // steps_of_matching
+                chosen, recalled = self._match(mapper, codes, cells, counts, seed, matching)
                 if self.search not in EXACT:
-                    found["recall"] = recall(codes, candidates, chosen)
+                    found["recall"] = float(processes.total(recalled)) / share.n
             lr = learning_rate(self.schedule, self.lr, step, steps)
             set_learning_rate(optimiser, lr)
             places = share.places(share.of(rows)).to(device)
-            e = pool[chosen[places]]
+            e = chosen[places]
             if self.perturbation:
                 random = random_generator(seed, "perturbation", step)
                 nudge = torch.randn(len(rows), self.noise_dim, generator=random)
-                e += self.perturbation * nudge[share.among(rows)].to(device)
+                e = e + self.perturbation * nudge[share.among(rows)].to(device)
 
             with autocast(precision, device):
-                made = model(e)
-            loss = ((made.float() - codes[places]) / scale).square().sum(1).sum() / len(rows)
+                made = model(e, cells[places])
+            # 1 is what the cells' centres alone would give, whatever unit the codes came in.
+            errors = ((made.float() - codes[places]) / mapper.scale).square().mean(1)
+            loss = errors.sum() / len(rows)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
 
             training.record(loss, lr=lr, **found)
             if training.picture_due:
-                shown = noise(seed, "snapshot", 0, SNAPSHOT, self.noise_dim).to(device)
-                training.snapshot(_candidates(mapper, shown).cpu())
+                training.snapshot(_drawn(mapper, seed, "snapshot", 0, SNAPSHOT))
             if training.checkpoint_due:
                 training.save(
                     {
                         "mapper": mapper.state_dict(),
                         "optimiser": optimiser_state(optimiser),
-                        "matching": {"chosen": share.whole(chosen)},
+                        "matching": {"noise": share.whole(chosen)},
                     }
                 )
 
-    def _draw(self, seed: int, matching: int, n: int, device: torch.device) -> torch.Tensor:
-        """The noise of all candidates of a matching, float32 `(pool · n, noise_dim)`."""
-        size = max(1, round(self.pool * n))
-        return noise(seed, f"candidates {matching}", 0, size, self.noise_dim).to(device)
+    def _match(
+        self,
+        mapper: Mapper,
+        codes: torch.Tensor,
+        cells: torch.Tensor,
+        counts: torch.Tensor,
+        seed: int,
+        matching: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The noise whose candidate is nearest to each code, of its cell's: `(n, noise_dim)`.
+
+        With several processes, all make candidates and each has codes of its own; `counts` are of
+        all.  Also how many codes got their nearest, float64 scalar, by trials: n for exact search.
+        """
+        device = codes.device
+        chosen = codes.new_empty(len(codes), self.noise_dim)
+        recalled = torch.zeros((), dtype=torch.float64)
+        sizes = (self.pool * counts).round().clamp_min(1).long()
+        members = cells.argsort().split(cells.bincount(minlength=len(counts)).tolist())
+        start = 0
+        for group in _groups(sizes):
+            own = sizes[group].tolist()
+            pool = noise(seed, f"candidates {matching}", start, start + sum(own), self.noise_dim)
+            pool, of = pool.to(device), torch.repeat_interleave(group, sizes[group]).to(device)
+            start += len(pool)
+            rows = torch.arange(len(pool), device=device).split(8192)
+            made = processes.by_parts(rows, partial(_candidates, mapper, pool, of))
+            parts = zip(pool.split(own), made.split(own), strict=True)
+            for cell, (e, candidates) in zip(group.tolist(), parts, strict=True):
+                mine = members[cell]
+                if not len(mine):
+                    continue
+                best, _ = nearest(codes[mine], candidates, self.search)
+                chosen[mine] = e[best]
+                if self.search not in EXACT:
+                    tried = max(1, 1000 * len(mine) // len(codes))
+                    recalled += len(mine) * recall(codes[mine], candidates, best, tried)
+        return chosen, recalled
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """Codes number `start` to `start + n` of `seed`: float32 `(n, code_dim)` on the CPU."""
-        stop = start + n
-        first = start - start % BLOCK
-        # By whole blocks: the same numbers come out whichever samples are asked for together.
-        blocks = [
-            _candidates(self.mapper_, noise(seed, "sample", i, i + BLOCK, self.noise_dim))
-            for i in range(first, stop, BLOCK)
-        ]
-        return torch.cat([*blocks, torch.empty(0, self.code_dim_)])[start - first : stop - first]
+        return _drawn(self.mapper_, seed, "sample", start, start + n)
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """What `from_state` needs: (settings and sizes as JSON, tensors)."""
-        content = {"settings": as_dict(self), "mapper": self.mapper_.config}
+        settings = {key: value for key, value in as_dict(self).items() if value is not None}
+        content = {"settings": settings, "mapper": self.mapper_.config}
         return content, self.mapper_.state_dict()
 
     @classmethod
@@ -208,10 +275,31 @@ class IMLE:
         return imle
 
 
-def _candidates(mapper: Mapper, pool: torch.Tensor) -> torch.Tensor:
-    """T(e) for every row of `pool`, as it comes out when sampling: BatchNorm in evaluation mode."""
-    codes = pool.new_empty(len(pool), int(mapper.config["code_dim"]))
+def _groups(sizes: torch.Tensor) -> list[torch.Tensor]:
+    """Cells in order, int64, in groups with about GROUP of their candidates, `sizes`, each."""
+    _, lengths = ((sizes.cumsum(0) - 1) // GROUP).unique_consecutive(return_counts=True)
+    return list(torch.arange(len(sizes)).split(lengths.tolist()))
+
+
+def _candidates(
+    mapper: Mapper, noise: torch.Tensor, cells: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """T(e) for some rows of the noise, as it comes out when sampling: no batch's statistics."""
     with evaluation_mode(mapper):
-        for made, part in zip(codes.split(8192), pool.split(8192), strict=True):
-            made.copy_(mapper(part))
+        codes: torch.Tensor = mapper(noise[rows], cells[rows])
     return codes
+
+
+def _drawn(mapper: Mapper, seed: int, purpose: str, start: int, stop: int) -> torch.Tensor:
+    """Rows `start` to `stop` of the codes that noise of `seed` gives: `(stop - start, code_dim)`.
+
+    By whole blocks: the same numbers come out whichever rows are asked for together.
+    """
+    first = start - start % BLOCK
+    device = mapper.centres.device
+    made = [torch.empty(0, mapper.config["code_dim"])]
+    for i in range(first, stop, BLOCK):
+        e = noise(seed, purpose, i, i + BLOCK, mapper.config["noise_dim"] + 1).to(device)
+        with evaluation_mode(mapper):
+            made.append(mapper(e[:, :-1], mapper.cells_of(e[:, -1])).cpu())
+    return torch.cat(made)[start - first : stop - first]

@@ -175,9 +175,11 @@ class Encoder(nn.Module):
 class Mapper(nn.Module):
     """Noise → code: `depth` full layers of `width` with BatchNorm and ReLU, then a linear one.
 
-    The form is GLANN's (two layers of 128 there).  Codes on the unit sphere get outputs on it;
-    other codes get outputs around `mean` in units of `scale`, so that the learning rate doesn't
-    depend on the unit in which somebody's codes are written.
+    The form is GLANN's (two layers of 128 there).  What comes out is added to the centre of a cell,
+    one of the parts that the codes were split into, in units of `scale`, the codes' spread around
+    their centres: so the learning rate doesn't depend on the unit in which somebody's codes are
+    written.  Where there are several cells, the centre goes in beside the noise: cells that are
+    near each other learn from each other.  Codes on the unit sphere get outputs on it.
 
     Args:
         noise_dim: numbers in a noise vector.
@@ -185,13 +187,21 @@ class Mapper(nn.Module):
         width: units of each hidden layer.
         depth: number of hidden layers.
         on_sphere: outputs are scaled to norm 1.
+        cells: number of cells.
     """
 
-    mean: torch.Tensor
+    centres: torch.Tensor
+    shares: torch.Tensor
     scale: torch.Tensor
 
     def __init__(
-        self, noise_dim: int, code_dim: int, width: int, depth: int, on_sphere: bool
+        self,
+        noise_dim: int,
+        code_dim: int,
+        width: int,
+        depth: int,
+        on_sphere: bool,
+        cells: int = 1,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -200,17 +210,37 @@ class Mapper(nn.Module):
             "width": width,
             "depth": depth,
             "on_sphere": on_sphere,
+            "cells": cells,
         }
         self.on_sphere = on_sphere
         layers: list[nn.Module] = []
         for i in range(depth):
-            inputs = width if i else noise_dim
+            inputs = width if i else noise_dim + (code_dim if cells > 1 else 0)
             layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, code_dim))
-        self.register_buffer("mean", torch.zeros(code_dim))
+        self.register_buffer("centres", torch.zeros(cells, code_dim))
+        self.register_buffer("shares", torch.full((cells,), 1 / cells))
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, noise: torch.Tensor) -> torch.Tensor:
-        """Noise `(n, noise_dim)` → codes `(n, code_dim)`."""
-        codes: torch.Tensor = self.layers(noise)
-        return to_sphere(codes) if self.on_sphere else self.mean + self.scale * codes
+    def forward(self, noise: torch.Tensor, cells: torch.Tensor | None = None) -> torch.Tensor:
+        """Noise `(n, noise_dim)`, and each one's cell, int64 `(n,)` → codes `(n, code_dim)`.
+
+        Where there is one cell, it need not be said.
+        """
+        if cells is None or len(self.centres) == 1:
+            around, inputs = self.centres[:1], noise
+        else:
+            around = self.centres[cells]
+            apart = around - self.centres.mean(0)
+            inputs = torch.cat([noise, apart / self.centres.std().clamp_min(1e-12)], 1)
+        codes = around + self.scale * self.layers(inputs)
+        return to_sphere(codes) if self.on_sphere else codes
+
+    def cells_of(self, noise: torch.Tensor) -> torch.Tensor:
+        """Which cell a number of noise, float `(n,)`, stands for: int64 `(n,)`.
+
+        Φ(e) is uniform, so that of N(0, 1) each cell gets its share.
+        """
+        bounds = self.shares.cumsum(0)
+        found = torch.searchsorted(bounds, torch.special.ndtr(noise) * bounds[-1], right=True)
+        return found.clamp_max(len(self.shares) - 1)

@@ -227,7 +227,7 @@ def test_a_training_is_timed_between_two_steps_and_ended(digits, monkeypatch):
 def test_matching_is_told_from_drawing_and_steps(monkeypatch):
     clock = itertools.accumulate(itertools.count())  # 0, 1, 3, 6: each step takes longer
     monkeypatch.setattr(timing, "now", lambda device: float(next(clock)))
-    imle = IMLE(noise_dim=4, width=16, depth=1, batch_size=25, epochs=1)
+    imle = IMLE(noise_dim=4, width=16, depth=1, batch_size=25, epochs=1, cells=1)
     done = time_matching(lambda: imle.fit(torch.randn(100, 4)), CPU)
     assert done == Round(100, 6.0, {"drawing": 1.0, "matching": 2.0, "steps": 3.0})
 

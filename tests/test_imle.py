@@ -93,39 +93,85 @@ def test_both_searches_learn_the_same(codes):
     assert torch.equal(a.sample(10), b.sample(10))
 
 
-def test_each_code_is_matched_to_its_nearest_candidate(codes, monkeypatch):
+@pytest.mark.parametrize("cells", [1, 4])
+def test_each_code_is_matched_to_the_nearest_candidate_of_its_cell(codes, monkeypatch, cells):
     """The noise that a step learns from is the one whose candidate was nearest to its code."""
-    seen = {}
+    matchings = []
     search = imle.nearest
 
-    def spy(queries, candidates, how):
-        seen["matching"] = search(queries, candidates, how)
-        seen["candidates"] = candidates
-        return seen["matching"]
+    def spy(queries, candidates, *how):
+        found = search(queries, candidates, *how)
+        if how:  # those without are of the cells themselves
+            matchings.append((queries, candidates, found))
+        return found
 
     monkeypatch.setattr(imle, "nearest", spy)
-    IMLE(**{**TINY_IMLE, "epochs": 1}, pool=3.0).fit(codes)
-    assert len(seen["candidates"]) == 450
-    _, distances = seen["matching"]
-    oracle = torch.cdist(codes, seen["candidates"]).square()
-    torch.testing.assert_close(oracle.min(1).values, distances, atol=1e-5, rtol=1e-4)
+    IMLE(**{**TINY_IMLE, "epochs": 1}, pool=3.0, cells=cells).fit(codes)
+    assert len(matchings) == cells
+    assert sum(len(queries) for queries, _, _ in matchings) == 150
+    for queries, candidates, (_, distances) in matchings:
+        assert len(candidates) == 3 * len(queries)
+        oracle = torch.cdist(queries, candidates).square()
+        torch.testing.assert_close(oracle.min(1).values, distances, atol=1e-5, rtol=1e-4)
+    if cells > 1:  # a cell's codes are nearer to each other than to those of others
+        means = torch.stack([queries.mean(0) for queries, _, _ in matchings])
+        for number, (queries, _, _) in enumerate(matchings):
+            assert (search(queries, means)[0] == number).float().mean() > 0.9
+
+
+def matched(model, codes, monkeypatch):
+    """The noise of each matching of a training, in order."""
+    noises = []
+    match = IMLE._match
+
+    def spy(*arguments):
+        found = match(*arguments)
+        noises.append(found[0].clone())
+        return found
+
+    monkeypatch.setattr(IMLE, "_match", spy)
+    model.fit(codes)
+    return noises
 
 
 @pytest.mark.parametrize(("keep", "matchings"), [(1, 4), (2, 2), (3, 2), (9, 1)])
 def test_a_matching_is_kept_for_as_long_as_said(codes, monkeypatch, keep, matchings):
-    calls = []
-    search = imle.nearest
-    monkeypatch.setattr(imle, "nearest", lambda *a: calls.append(1) or search(*a))
-    IMLE(**TINY_IMLE, keep=keep).fit(codes)
-    assert len(calls) == matchings
+    assert len(matched(IMLE(**TINY_IMLE, keep=keep), codes, monkeypatch)) == matchings
 
 
-def test_candidates_are_drawn_anew_for_each_matching(codes):
-    model = IMLE(**TINY_IMLE)
-    cpu = torch.device("cpu")
-    first, second = model._draw(0, 0, 150, cpu), model._draw(0, 1, 150, cpu)
-    assert first.shape == (300, 8)
+@pytest.mark.parametrize("cells", [1, 4])
+def test_candidates_are_drawn_anew_for_each_matching(codes, monkeypatch, cells):
+    first, second, *_ = matched(IMLE(**TINY_IMLE, keep=1, cells=cells), codes, monkeypatch)
     assert not torch.isin(first, second).any()
+
+
+def test_groups_of_cells_make_no_difference(codes, monkeypatch):
+    whole = matched(IMLE(**TINY_IMLE, cells=5), codes, monkeypatch)
+    monkeypatch.setattr(imle, "GROUP", 100)
+    parts = matched(IMLE(**TINY_IMLE, cells=5), codes, monkeypatch)
+    assert torch.equal(whole[0], parts[0])
+
+
+def test_cells_are_as_often_sampled_as_they_have_codes():
+    generator = torch.Generator().manual_seed(0)
+    codes = 0.05 * torch.randn(400, 2, generator=generator)
+    codes[:40] += 3  # one in ten
+    model = IMLE(noise_dim=2, width=32, depth=2, epochs=30, cells=2, keep=5).fit(codes)
+    samples = model.sample(5000)
+    away = (samples - 3).norm(dim=1) < 1
+    assert float(away.float().mean()) == pytest.approx(0.1, abs=0.015)
+    # and there is nothing between the two, where the map of a single cell would have to pass
+    assert (samples[~away].norm(dim=1) < 1).all()
+
+
+def test_no_more_cells_than_distinct_codes(codes):
+    few = codes[:3].repeat(20, 1)
+    model = IMLE(**TINY_IMLE, cells=10).fit(few)
+    assert len(model.mapper_.centres) == 3
+    torch.testing.assert_close(
+        nearest(model.sample(50), few)[1], torch.zeros(50), atol=1e-3, rtol=0
+    )
+    assert len(IMLE(**TINY_IMLE).fit(codes).mapper_.centres) == 12  # of 150 codes
 
 
 def test_units_of_the_codes_do_not_matter(codes):

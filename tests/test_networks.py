@@ -151,7 +151,7 @@ def test_in_the_ball_a_codes_length_counts():
         Generator(4, (3, 12, 20), width=4, hidden=8, batch_norm=False, on_sphere=False),
         Generator(4, (1, 28, 28), width=5, hidden=9),
         Mapper(4, 3, width=8, depth=2, on_sphere=True),
-        Mapper(4, 3, width=9, depth=1, on_sphere=False),
+        Mapper(4, 3, width=9, depth=1, on_sphere=False, cells=1),
     ],
 )
 def test_a_network_is_built_again_from_its_config(network):
@@ -174,7 +174,7 @@ def test_glanns_mapper():
 @pytest.mark.parametrize("on_sphere", [False, True])
 def test_the_mapper_is_what_its_docstring_says(on_sphere):
     mapper = used(Mapper(4, 3, width=8, depth=2, on_sphere=on_sphere))
-    mapper.mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    mapper.centres.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
     mapper.scale.fill_(0.5)
     w1, a1, b1, w2, a2, b2, w3, bias = (p.detach() for p in mapper.parameters())
     state = mapper.state_dict()
@@ -183,8 +183,8 @@ def test_the_mapper_is_what_its_docstring_says(on_sphere):
     for i, (w, a, b) in enumerate([(w1, a1, b1), (w2, a2, b2)]):
         statistics = [state[f"layers.{3 * i + 1}.running_{name}"] for name in ("mean", "var")]
         wanted = F.relu(F.batch_norm(wanted @ w.T, *statistics, a, b))
-    wanted = wanted @ w3.T + bias
-    wanted = F.normalize(wanted) if on_sphere else torch.tensor([1.0, 2.0, 3.0]) + 0.5 * wanted
+    wanted = torch.tensor([1.0, 2.0, 3.0]) + 0.5 * (wanted @ w3.T + bias)
+    wanted = F.normalize(wanted) if on_sphere else wanted
     torch.testing.assert_close(mapper(x), wanted)
 
 
@@ -195,8 +195,31 @@ def test_on_the_sphere_the_mapper_gives_codes_of_norm_1():
 
 
 def test_what_the_mapper_learns_of_the_codes_unit_is_saved_with_it():
-    assert {"mean", "scale"} <= Mapper(4, 3, 8, 1, on_sphere=False).state_dict().keys()
-    assert not {"mean", "scale"} & dict(Mapper(4, 3, 8, 1, False).named_parameters()).keys()
+    learned = {"centres", "shares", "scale"}
+    assert learned <= Mapper(4, 3, 8, 1, on_sphere=False).state_dict().keys()
+    assert not learned & dict(Mapper(4, 3, 8, 1, False).named_parameters()).keys()
+
+
+def test_a_cells_codes_are_around_its_centre():
+    mapper = used(Mapper(4, 3, width=8, depth=1, on_sphere=False, cells=2))
+    mapper.centres.copy_(torch.tensor([[-5.0, 0.0, 0.0], [5.0, 0.0, 0.0]]))
+    mapper.scale.fill_(0.01)
+    x, cells = drawn(6, 4), torch.tensor([0, 1, 0, 1, 1, 0])
+    codes = mapper(x, cells)
+    assert (codes - mapper.centres[cells]).norm(dim=1).max() < 0.2
+    # and each cell has a map of its own
+    there = mapper(x, torch.zeros(6, dtype=torch.int64)) - mapper.centres[0]
+    here = mapper(x, torch.ones(6, dtype=torch.int64)) - mapper.centres[1]
+    assert not torch.allclose(there, here, atol=1e-4)
+
+
+def test_noise_picks_each_cell_as_often_as_it_has_codes():
+    mapper = Mapper(4, 3, width=8, depth=1, on_sphere=False, cells=3)
+    mapper.shares.copy_(torch.tensor([0.7, 0.1, 0.2]))
+    cells = mapper.cells_of(drawn(20_000, 1)[:, 0])
+    torch.testing.assert_close(cells.bincount() / 20_000, mapper.shares, atol=0.02, rtol=0)
+    far = torch.tensor([-torch.inf, -20.0, 20.0, torch.inf])
+    assert mapper.cells_of(far).tolist() == [0, 0, 2, 2]
 
 
 # ---------------------------------------------------------------------- evaluation mode

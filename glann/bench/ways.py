@@ -168,8 +168,15 @@ def _codes(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def stage_two(sizes: Sizes) -> Measure:
-    """An epoch of `IMLE.fit`'s own loop."""
-    imle = IMLE(noise_dim=DIM, width=sizes.mapper_width, batch_size=sizes.batch, epochs=1)
+    """An epoch of `IMLE.fit`'s own loop, at the plain loop's work: all codes in one cell."""
+    imle = IMLE(
+        noise_dim=DIM,
+        width=sizes.mapper_width,
+        batch_size=sizes.batch,
+        epochs=1,
+        cells=1,
+        pool=2.0,
+    )
     codes = _codes(sizes.codes)
 
     def measure(some: torch.Tensor) -> Round:
