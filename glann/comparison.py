@@ -313,7 +313,7 @@ def _parameters(pipeline: GLANN) -> int:
     """Numbers in what has to be kept to sample."""
     tensors: list[torch.Tensor] = [*pipeline.generator.parameters()]
     if isinstance(pipeline.sampler, IMLE):
-        tensors += pipeline.sampler.mapper_.parameters()
+        tensors += [*pipeline.sampler.mapper_.parameters(), *pipeline.sampler.details_]
     elif not isinstance(pipeline.sampler, Gaussian):
         tensors += pipeline.sampler.state()[1].values()
     return sum(tensor.numel() for tensor in tensors)

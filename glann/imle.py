@@ -10,12 +10,17 @@ splits them, one number of noise picks a cell as often as it has codes, and each
 among its own cell's candidates.  So each region has the weight that it has in the data, the map may
 jump from one to another with nothing between them, and a matching that looks at `pool` candidates
 for each code costs 1/cells of what looking at all candidates would.
+
+A step pulls T(e) towards the mean of the codes that chose noise near e, so what tells these codes
+apart is averaged away.  A sample takes a share of it back, from the training code whose own T(e) is
+the nearest: IMLE's theorem is about a density of kernels around the samples (section 3 there), and
+this is a kernel of the data's own.
 """
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from glann import processes
 from glann.codes import as_codes, on_sphere
 from glann.nearest import EXACT, SEARCHES, nearest, recall
-from glann.networks import Mapper, evaluation_mode
+from glann.networks import Mapper, evaluation_mode, to_sphere
 from glann.randomness import BLOCK, noise, permutation, seeded
 from glann.randomness import generator as random_generator
 from glann.settings import as_dict, check, setting
@@ -50,6 +55,9 @@ from glann.training import (
 CLUSTERED = 50_000
 """Codes that k-means is fitted to, at the most: more don't move its centres much."""
 
+KEPT = 65_536
+"""Codes whose details are kept, at the most."""
+
 GROUP = 65_536
 """Candidates that are drawn at a time, at the least: those of whole cells."""
 
@@ -60,7 +68,7 @@ class IMLE:
 
     Minimises Σ_i min_j ‖z_i − T(e_j)‖² over T, with candidates e_1 … e_m ~ N(0, I) of z_i's cell,
     drawn anew for each matching.  After `fit`: `mapper_`, in evaluation mode, and `code_dim_`;
-    `seconds_`.
+    `details_`, if samples get any; `seconds_`.
     """
 
     noise_dim: int = setting(16, "numbers in a noise vector", minimum=1, maximum=4096)
@@ -72,13 +80,20 @@ class IMLE:
         "of their number; 1: all codes are matched together",
         minimum=1,
     )
-    epochs: int = setting(120, "passes over the codes", minimum=1)
+    epochs: int = setting(60, "passes over the codes", minimum=1)
     batch_size: int = setting(128, "codes in a step, at the most", minimum=2)
     lr: float = setting(1e-3, "Adam's learning rate", minimum=0)
     weight_decay: float = setting(1e-5, "Adam's weight decay", minimum=0)
     schedule: str = setting("cosine", "how the learning rate changes", choices=SCHEDULES)
     pool: float = setting(8.0, "candidates drawn for a matching, per code", minimum=0.01)
-    keep: int = setting(10, "epochs for which a matching is kept", minimum=1)
+    keep: int = setting(6, "epochs for which a matching is kept", minimum=1)
+    detail: float = setting(
+        0.5,
+        "share that a sample gets of what the mapper left out of the nearest training code; 0: "
+        "none, and nothing of single codes is kept",
+        minimum=0,
+        maximum=1,
+    )
     perturbation: float = setting(0.0, "noise added to the chosen noise in a step", minimum=0)
     search: str = setting(
         "torch", "nearest-neighbour search; ivf may miss the nearest", choices=SEARCHES
@@ -135,10 +150,15 @@ class IMLE:
                     mapper.centres.copy_(centres)
                     mapper.shares.copy_(cells.bincount() / n)
                     mapper.scale.fill_(float(squares.mean() / code_dim) ** 0.5 or 1.0)
-                self._train(training, mapper, codes, cells, saved, seed, on_device)
-                training.save({"mapper": mapper.state_dict()}, done=True)
+                details = self._train(training, mapper, codes, cells, saved, seed, on_device)
+                training.save(
+                    {"mapper": mapper.state_dict(), "details": details._asdict()}, done=True
+                )
+            elif saved:
+                details = Details(**saved["details"])
             self.seconds_ = training.elapsed
         self.mapper_ = mapper.cpu().eval()
+        self.details_ = Details(*(table.cpu() for table in details))
         self.code_dim_ = code_dim
         return self
 
@@ -164,9 +184,9 @@ class IMLE:
         saved: Parts | None,
         seed: int,
         device: torch.device,
-    ) -> None:
+    ) -> "Details":
         share = processes.Share(len(codes))
-        counts = cells.bincount()
+        counts, known = cells.bincount(), codes
         codes, cells = codes[share.items].to(device), cells[share.items].to(device)
         mapper.to(device).train()
         model = processes.parallel(mapper)
@@ -206,7 +226,8 @@ class IMLE:
 
             training.record(loss, lr=lr, **found)
             if training.picture_due:
-                training.snapshot(_drawn(mapper, seed, "snapshot", 0, SNAPSHOT))
+                details = self._details(mapper, known, cells, chosen, share, seed)
+                training.snapshot(_drawn(mapper, details, seed, "snapshot", 0, SNAPSHOT))
             if training.checkpoint_due:
                 training.save(
                     {
@@ -215,6 +236,7 @@ class IMLE:
                         "matching": {"noise": share.whole(chosen)},
                     }
                 )
+        return self._details(mapper, known, cells, chosen, share, seed)
 
     def _match(
         self,
@@ -255,24 +277,56 @@ class IMLE:
                     recalled += len(mine) * recall(codes[mine], candidates, best, tried)
         return chosen, recalled
 
+    def _details(
+        self,
+        mapper: Mapper,
+        codes: torch.Tensor,
+        cells: torch.Tensor,
+        chosen: torch.Tensor,
+        share: processes.Share,
+        seed: int,
+    ) -> "Details":
+        """What the mapper leaves out of `codes`; `cells` and `chosen` are those of this share."""
+        rows = permutation(seed, "details", 0, share.n)[: KEPT if self.detail else 0].sort().values
+        anchors = torch.zeros(len(rows), codes.shape[1])
+        own = share.among(rows)
+        places = share.places(rows[own]).to(chosen.device)
+        parts = [_candidates(mapper, chosen, cells, part).cpu() for part in places.split(8192)]
+        anchors[own] = torch.cat([anchors[:0], *parts])
+        processes.total(anchors)
+        return Details(anchors, self.detail * (codes[rows] - anchors))
+
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """Codes number `start` to `start + n` of `seed`: float32 `(n, code_dim)` on the CPU."""
-        return _drawn(self.mapper_, seed, "sample", start, start + n)
+        return _drawn(self.mapper_, self.details_, seed, "sample", start, start + n)
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """What `from_state` needs: (settings and sizes as JSON, tensors)."""
         settings = {key: value for key, value in as_dict(self).items() if value is not None}
         content = {"settings": settings, "mapper": self.mapper_.config}
-        return content, self.mapper_.state_dict()
+        details = {f"details.{name}": table for name, table in self.details_._asdict().items()}
+        return content, {**self.mapper_.state_dict(), **details}
 
     @classmethod
     def from_state(cls, content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> "IMLE":
         """A fitted IMLE from what `state` gave."""
         imle = cls(**content["settings"])
         imle.mapper_ = Mapper(**content["mapper"]).eval()
-        imle.mapper_.load_state_dict(tensors)
+        mapper = {name: tensor for name, tensor in tensors.items() if "details." not in name}
+        imle.mapper_.load_state_dict(mapper)
+        imle.details_ = Details(*(tensors[f"details.{name}"].float() for name in Details._fields))
         imle.code_dim_ = content["mapper"]["code_dim"]
         return imle
+
+
+class Details(NamedTuple):
+    """What the mapper leaves out of training codes: two tables, float32 `(kept, code_dim)`.
+
+    `anchors` are T(e) of the noise that codes chose, `details` what samples near them get besides.
+    """
+
+    anchors: torch.Tensor
+    details: torch.Tensor
 
 
 def _groups(sizes: torch.Tensor) -> list[torch.Tensor]:
@@ -290,7 +344,9 @@ def _candidates(
     return codes
 
 
-def _drawn(mapper: Mapper, seed: int, purpose: str, start: int, stop: int) -> torch.Tensor:
+def _drawn(
+    mapper: Mapper, details: Details, seed: int, purpose: str, start: int, stop: int
+) -> torch.Tensor:
     """Rows `start` to `stop` of the codes that noise of `seed` gives: `(stop - start, code_dim)`.
 
     By whole blocks: the same numbers come out whichever rows are asked for together.
@@ -301,5 +357,8 @@ def _drawn(mapper: Mapper, seed: int, purpose: str, start: int, stop: int) -> to
     for i in range(first, stop, BLOCK):
         e = noise(seed, purpose, i, i + BLOCK, mapper.config["noise_dim"] + 1).to(device)
         with evaluation_mode(mapper):
-            made.append(mapper(e[:, :-1], mapper.cells_of(e[:, -1])).cpu())
+            codes = mapper(e[:, :-1], mapper.cells_of(e[:, -1])).cpu()
+        if len(details.anchors):
+            codes += details.details[nearest(codes, details.anchors)[0]]
+        made.append(to_sphere(codes) if mapper.on_sphere else codes)
     return torch.cat(made)[start - first : stop - first]

@@ -8,8 +8,23 @@ from sklearn.datasets import load_digits
 
 from glann import GLANN, GLO, IMLE, training
 
-TINY_GLO = {"code_dim": 8, "epochs": 4, "batch_size": 32, "width": 8, "hidden": 32}
-TINY_IMLE = {"noise_dim": 8, "width": 32, "depth": 2, "epochs": 4, "batch_size": 32}
+# float32: on a CPU made for bfloat16 rounding would be what two trainings differ in.
+TINY_GLO = {
+    "code_dim": 8,
+    "epochs": 4,
+    "batch_size": 32,
+    "width": 8,
+    "hidden": 32,
+    "precision": "float32",
+}
+TINY_IMLE = {
+    "noise_dim": 8,
+    "width": 32,
+    "depth": 2,
+    "epochs": 4,
+    "batch_size": 32,
+    "precision": "float32",
+}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -87,7 +87,7 @@ def main(folder: Path) -> None:
         "few": few.codes_,
         "samples": GLANN(glo.generator_, imle).sample(600),
         **{f"glo.{key}": value for key, value in glo.generator_.state_dict().items()},
-        **{f"imle.{key}": value for key, value in imle.mapper_.state_dict().items()},
+        **{f"imle.{key}": value for key, value in imle.state()[1].items()},
         **batch_norms(given),
         **exchanges(),
         "scaled": kept_in_cache(images, folder),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -38,8 +39,9 @@ def test_drops_no_mode():
 def test_more_training_brings_samples_nearer():
     points, _ = ring()
     errors = []
+    small = {"noise_dim": 4, "width": 64, "depth": 2, "batch_size": 100}
     for epochs in (2, 60):
-        model = IMLE(noise_dim=4, width=64, depth=2, epochs=epochs, batch_size=100).fit(points)
+        model = IMLE(**small, epochs=epochs, cells=1, keep=1, detail=0.0).fit(points)
         errors.append(float(nearest(points, model.sample(800))[1].mean()))
     assert errors[1] < errors[0] / 4
 
@@ -162,6 +164,30 @@ def test_cells_are_as_often_sampled_as_they_have_codes():
     assert float(away.float().mean()) == pytest.approx(0.1, abs=0.015)
     # and there is nothing between the two, where the map of a single cell would have to pass
     assert (samples[~away].norm(dim=1) < 1).all()
+
+
+def test_details_are_what_the_mapper_left_out_of_the_nearest_code(codes):
+    model = IMLE(**TINY_IMLE, detail=1.0).fit(codes)
+    anchors, details = model.details_
+    torch.testing.assert_close(anchors + details, codes)
+    bare = dataclasses.replace(model, detail=0.0).fit(codes)
+    assert not len(bare.details_.anchors)
+    made = bare.sample(40, seed=3)  # the same mapper's
+    oracle = made + details[torch.cdist(made, anchors).argmin(1)]
+    oracle = torch.nn.functional.normalize(oracle, dim=1)
+    torch.testing.assert_close(model.sample(40, seed=3), oracle, atol=1e-5, rtol=0)
+
+
+def test_details_bring_back_what_was_averaged_away():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(600, 8, generator=generator)  # no mapper can follow noise
+    spreads = [
+        float(IMLE(noise_dim=2, width=16, depth=1, epochs=5, detail=d).fit(codes).sample(500).var())
+        for d in (0.0, 0.5, 1.0)
+    ]
+    assert spreads[0] < spreads[1] < spreads[2]
+    assert spreads[0] < 0.6
+    assert 0.8 < spreads[2] < 1.2
 
 
 def test_no_more_cells_than_distinct_codes(codes):

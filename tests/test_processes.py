@@ -99,7 +99,7 @@ def test_codes_and_networks_agree(alone, both):
         assert torch.allclose(results["codes"], glo.codes_, atol=1e-3)
         for name, value in glo.generator_.state_dict().items():
             assert torch.allclose(results[f"glo.{name}"], value, atol=2e-3), name
-        for name, value in imle.mapper_.state_dict().items():
+        for name, value in imle.state()[1].items():
             assert torch.allclose(results[f"imle.{name}"], value, atol=2e-3), name
 
 
@@ -149,10 +149,10 @@ def test_a_file_of_the_cache_is_written_by_one_for_all(given, folder, both):
 
 
 def test_samples_are_those_of_one_process(alone, both):
-    glo, imle = copy.deepcopy(alone[0]), copy.deepcopy(alone[1])
-    for name, network in (("glo", glo.generator_), ("imle", imle.mapper_)):
-        network.load_state_dict({key: both[0][f"{name}.{key}"] for key in network.state_dict()})
-    assert torch.equal(GLANN(glo.generator_, imle).sample(600), both[0]["samples"])
+    generator, (content, tensors) = copy.deepcopy(alone[0].generator_), alone[1].state()
+    generator.load_state_dict({key: both[0][f"glo.{key}"] for key in generator.state_dict()})
+    imle = IMLE.from_state(content, {key: both[0][f"imle.{key}"] for key in tensors})
+    assert torch.equal(GLANN(generator, imle).sample(600), both[0]["samples"])
 
 
 def test_one_process_goes_on_where_two_stopped_and_two_where_one_did(given, folder, both, alone):
