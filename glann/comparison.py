@@ -442,7 +442,7 @@ class Results:
 def with_budget(recipe: Recipe, seconds: float, folder: Path, train: Images, device: str) -> Recipe:
     """The recipe with each model's length changed so that it trains for about `seconds`.
 
-    GLANN's stages get one half each.  Each is tried for a moment first; the lengths are written
+    Of GLANN's time stage one gets STAGE_ONE.  Each is tried for a moment first; the lengths are written
     into `folder`, so that the same call goes on with the same ones.
     """
     path = folder / f"lengths-{seconds:g}.json"
@@ -465,6 +465,9 @@ def with_budget(recipe: Recipe, seconds: float, folder: Path, train: Images, dev
 TRIAL = 30
 """Batches of a trial."""
 
+STAGE_ONE = 0.8
+"""Share of a budget that stage one gets: samples are not better than reconstructions."""
+
 
 def _length(recipe: Recipe, name: str, seconds: float, images: torch.Tensor, device: str) -> Any:
     """How long to train: epochs of both stages for GLANN, images seen for a baseline."""
@@ -478,9 +481,10 @@ def _length(recipe: Recipe, name: str, seconds: float, images: torch.Tensor, dev
     some = images[: max(2 * glo.batch_size, min(n, TRIAL * glo.batch_size))]
     glo.epochs, glo.codes_on = 1, "memory"  # it has no folder, and few codes
     rate = len(some) / glo.fit(some, device=device).seconds_
-    epochs = {"glo": max(1, round(rate * seconds / 2 / n)), "imle": 1}
+    epochs = {"glo": max(1, round(rate * STAGE_ONE * seconds / n)), "imle": 1}
     if isinstance(imle, IMLE):
-        imle.epochs = 1
+        imle.epochs = imle.keep  # with one matching, as many as there will be for each
         codes = to_sphere(torch.randn(n, glo.code_dim))
-        epochs["imle"] = max(1, round(seconds / 2 / imle.fit(codes, device=device).seconds_))
+        rate = imle.epochs / imle.fit(codes, device=device).seconds_
+        epochs["imle"] = max(1, round(rate * (1 - STAGE_ONE) * seconds))
     return epochs
