@@ -203,7 +203,7 @@ class IMLE:
         for step, rows in training.steps(seed):
             if step % steps_of_matching == 0:
                 matching = step // steps_of_matching
-                chosen, recalled = self._match(mapper, codes, cells, counts, seed, matching)
+                chosen, recalled = self.match(mapper, codes, cells, counts, seed, matching)
                 if self.search not in EXACT:
                     found["recall"] = float(processes.total(recalled)) / share.n
             lr = learning_rate(self.schedule, self.lr, step, steps)
@@ -238,7 +238,7 @@ class IMLE:
                 )
         return self._details(mapper, known, cells, chosen, share, seed)
 
-    def _match(
+    def match(
         self,
         mapper: Mapper,
         codes: torch.Tensor,
@@ -247,10 +247,21 @@ class IMLE:
         seed: int,
         matching: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The noise whose candidate is nearest to each code, of its cell's: `(n, noise_dim)`.
+        """For each code the noise whose candidate is the nearest of its cell's.
 
-        With several processes, all make candidates and each has codes of its own; `counts` are of
-        all.  Also how many codes got their nearest, float64 scalar, by trials: n for exact search.
+        With several processes all make candidates, and each has codes of its own.
+
+        Args:
+            mapper: T, on the codes' device.
+            codes: float32 `(n, code_dim)`.
+            cells: each one's cell, int64 `(n,)`.
+            counts: codes in each cell, int64 `(cells,)`: those of all processes.
+            seed: of the candidates, with `matching`.
+            matching: number of the matching; each has other candidates.
+
+        Returns:
+            Noise, float32 `(n, noise_dim)`, and how many codes found their nearest, by trials, where
+            the search is not exact.
         """
         device = codes.device
         chosen = codes.new_empty(len(codes), self.noise_dim)

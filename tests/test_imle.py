@@ -124,14 +124,14 @@ def test_each_code_is_matched_to_the_nearest_candidate_of_its_cell(codes, monkey
 def matched(model, codes, monkeypatch):
     """The noise of each matching of a training, in order."""
     noises = []
-    match = IMLE._match
+    match = IMLE.match
 
     def spy(*arguments):
         found = match(*arguments)
         noises.append(found[0].clone())
         return found
 
-    monkeypatch.setattr(IMLE, "_match", spy)
+    monkeypatch.setattr(IMLE, "match", spy)
     model.fit(codes)
     return noises
 
