@@ -442,8 +442,8 @@ class Results:
 def with_budget(recipe: Recipe, seconds: float, folder: Path, train: Images, device: str) -> Recipe:
     """The recipe with each model's length changed so that it trains for about `seconds`.
 
-    Of GLANN's time stage one gets STAGE_ONE.  Each is tried for a moment first; the lengths are written
-    into `folder`, so that the same call goes on with the same ones.
+    Of GLANN's time stage one gets STAGE_ONE.  Each is tried for a moment first; the lengths are
+    written into `folder`, so that the same call goes on with the same ones.
     """
     path = folder / f"lengths-{seconds:g}.json"
     lengths = storage.read_json(path) if path.is_file() else {}

@@ -260,8 +260,8 @@ class IMLE:
             matching: number of the matching; each has other candidates.
 
         Returns:
-            Noise, float32 `(n, noise_dim)`, and how many codes found their nearest, by trials, where
-            the search is not exact.
+            Noise, float32 `(n, noise_dim)`; where the search is not exact, also how many codes
+            found their nearest, by trials.
         """
         device = codes.device
         chosen = codes.new_empty(len(codes), self.noise_dim)
