@@ -1,0 +1,1 @@
+"""The claims about GLANN as experiments that anyone can run."""

@@ -1,0 +1,145 @@
+import copy
+import math
+
+import pytest
+import torch
+from conftest import TINY_GLO, TINY_IMLE
+
+from glann import GLO, IMLE
+from glann.baselines import make_baseline
+from glann.images import to_float
+from glann.losses import make_loss
+from glann.networks import Generator
+from glann.randomness import noise, seeded
+from glann.studies.gradients import (
+    against_discriminator,
+    measured_rows,
+    norm_and_loss,
+    of_glo,
+    of_imle,
+)
+
+CPU = torch.device("cpu")
+SMALL = {"width": 8, "hidden": 32, "noise_dim": 4, "batch_size": 50}
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    with seeded(0, "test"):
+        return Generator(code_dim=4, image_shape=(1, 8, 8), width=8, hidden=32, on_sphere=False)
+
+
+def curve(model, frozen, digits, at=(1, 2, 5), seed=0, **settings):
+    gan = make_baseline(model, **SMALL, **settings)
+    return against_discriminator(gan, frozen, digits, at, seed, CPU)
+
+
+def test_the_norm_is_that_of_the_mean_loss():
+    network = torch.nn.Linear(3, 2).double()
+    batches = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)).double()
+    norm, loss = norm_and_loss((network(x).square().mean() for x in batches), network)
+    whole = network(batches).square().mean()
+    gradients = torch.autograd.grad(whole, list(network.parameters()))
+    assert loss == pytest.approx(float(whole.detach()), rel=1e-12)
+    assert norm == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in gradients)))
+
+
+def test_gradients_of_batches_that_disagree_cancel():
+    network = torch.nn.Linear(1, 1)
+    one = torch.ones(1, 1)
+    norm, loss = norm_and_loss((sign * network(one).sum() for sign in (1, -1)), network)
+    assert (norm, loss) == (0, 0)
+
+
+@pytest.mark.parametrize("model", ["mm-gan", "wgan", "wgan-gp", "sn-gan", "r3gan"])
+def test_measuring_changes_nothing(model, frozen, digits):
+    before = copy.deepcopy(frozen.state_dict())
+    often = curve(model, frozen, digits, (1, 2, 3, 4, 5))
+    assert [point for point in often if point["step"] in (1, 5)] == curve(
+        model, frozen, digits, (1, 5)
+    )
+    for name, value in frozen.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(math.isfinite(x) for point in often for x in point.values())
+    assert all(point["norm"] > 0 for point in often)
+
+
+def test_the_seed_says_all(frozen, digits):
+    assert curve("ns-gan", frozen, digits) == curve("ns-gan", frozen, digits)
+    assert curve("ns-gan", frozen, digits) != curve("ns-gan", frozen, digits, seed=1)
+
+
+def test_minimax_vanishes_where_non_saturating_does_not(frozen, digits):
+    at = (1, 5, 20, 100, 300)
+    settings = {"norm": "none", "lr": 1e-3}
+    minimax, other = (curve(m, frozen, digits, at, **settings) for m in ("mm-gan", "ns-gan"))
+    for mine, theirs in zip(minimax, other, strict=True):  # one discriminator taught them both
+        assert mine["discriminator_loss"] == theirs["discriminator_loss"]
+    assert minimax[-1]["discriminator_loss"] < 0.05  # it has won
+    assert minimax[-1]["norm"] < max(point["norm"] for point in minimax) / 20
+    assert other[-1]["norm"] > other[0]["norm"]
+
+
+def test_with_undecided_scores_minimax_and_non_saturating_agree(frozen, digits):
+    """Where D = 1/2, log(1 − D) and −log D have the same slope."""
+    settings = {"norm": "none", "lr": 0.0}
+    first, second = (
+        curve(m, frozen, digits, (1,), **settings)[0]["norm"] for m in ("mm-gan", "ns-gan")
+    )
+    assert first == pytest.approx(second, rel=0.2)
+
+
+def test_clipping_keeps_a_critic_flat(frozen, digits):
+    flat, steep = (
+        curve("wgan", frozen, digits, (10,), norm="none", clip=clip)[0]["norm"]
+        for clip in (0.001, 1.0)
+    )
+    assert flat < steep / 100
+
+
+def test_imle_and_its_error_by_hand(digits):
+    codes = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    imle = IMLE(**TINY_IMLE | {"batch_size": 40}).fit(codes, seed=1)
+    pool = noise(3, "measured candidates", 0, 80, imle.noise_dim)
+    with torch.no_grad():
+        nearest = torch.cdist(codes, imle.mapper_(pool)).argmin(1)
+    mapper = copy.deepcopy(imle.mapper_).train()
+    (rows,) = measured_rows(40, 40, 3)
+    difference = (mapper(pool[nearest[rows]]) - codes[rows]) / float(mapper.scale)
+    loss = difference.square().sum(1).mean()
+    gradients = torch.autograd.grad(loss, list(mapper.parameters()))
+    found = of_imle(imle, codes, 2.0, 3, CPU)
+    assert found["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+    assert found["norm"] == pytest.approx(norm, rel=1e-3)
+
+
+def test_imle_goes_on_learning_while_it_errs(trained):
+    points = [of_imle(trained.sampler, trained.codes, pool, 0, CPU) for pool in (0.1, 1, 10)]
+    losses = [point["loss"] for point in points]
+    assert losses == sorted(losses, reverse=True)
+    fell = points[0]["norm"] / points[-1]["norm"]
+    assert fell < 2 * losses[0] / losses[-1]
+
+
+def test_glo_and_its_error_by_hand(digits):
+    images = digits[:30]
+    glo = GLO(**TINY_GLO | {"batch_size": 30}).fit(images, seed=1)
+    before = copy.deepcopy(glo.generator_.state_dict())
+    found = of_glo(glo, images, 0, CPU)
+    generator = copy.deepcopy(glo.generator_).train()
+    loss = make_loss("laplacian", (8, 8), CPU)(generator(glo.codes_), to_float(images)).mean()
+    gradients = torch.autograd.grad(loss, list(generator.parameters()))
+    assert found["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+    assert found["norm"] == pytest.approx(norm, rel=1e-4)
+    for name, value in glo.generator_.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_the_measured_batches_are_the_same_and_no_more_than_needed():
+    rows = measured_rows(5000, 50, 0)
+    assert len(rows) == 16
+    assert len(torch.cat(rows).unique()) == 16 * 50
+    assert torch.equal(torch.cat(rows), torch.cat(measured_rows(5000, 50, 0)))
+    assert len(torch.cat(measured_rows(150, 50, 0))) == 150
