@@ -65,6 +65,7 @@ def bundles(shown: Sequence[Bundle], name: str, x: str, y: str) -> str:
     axes.set_ylabel(y, labelpad=2)
     axes.grid(color=INK, alpha=0.12, lw=0.8)
     plain_ticks(axes.xaxis, True)
+    plain_ticks(axes.yaxis, True)
     name_ends(axes, ends, [b.name for b in shown], colours, [b.ours for b in shown])
     listed = ", ".join(
         f"{bundle.name} from {bundle.mean()[0][1]:.2g} to {bundle.mean()[-1][1]:.2g}"
