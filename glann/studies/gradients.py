@@ -9,11 +9,15 @@ the search for the nearest candidate, while a frozen mapper's candidates get mor
 
 import copy
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from glann.baselines import MODELS
 from glann.baselines.adversarial import LOSSES, PENALTIES
 from glann.baselines.gan import GAN
 from glann.glo import GLO
@@ -24,9 +28,12 @@ from glann.nearest import nearest
 from glann.networks import Encoder, Generator, evaluation_mode
 from glann.randomness import generator as random_generator
 from glann.randomness import noise, seeded
-from glann.training import Batches, Training, adam
+from glann.recipes import Recipe
+from glann.settings import setting
+from glann.training import Batches, Training, adam, pick_device
 
 Point = dict[str, float]
+Row = dict[str, Any]
 
 MEASURED = 16
 """Batches on whose mean loss a gradient is taken: the same at every measurement of a run."""
@@ -183,3 +190,144 @@ def _noise(seed: int, purpose: str, index: int, n: int, generator: Generator) ->
     random = random_generator(seed, f"{purpose} noise", index)
     device = next(generator.parameters()).device
     return torch.randn(n, int(generator.config["code_dim"]), generator=random).to(device)
+
+
+# ---------------------------------------------------------------------- the study
+
+GANS = tuple(
+    name
+    for name, (kind, published) in MODELS.items()
+    # BEGAN's k holds its discriminator back whenever it is ahead: it is never trained to an end.
+    if kind is GAN and published["loss"] != "boundary-equilibrium"
+)
+
+POOLS = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0)
+"""Candidates per code among which the codes of a frozen mapper are matched."""
+
+_SMALLEST = 1e-45
+"""float32's: a gradient that has vanished altogether still has a logarithm."""
+
+
+@dataclass(kw_only=True)
+class Gradients:
+    """What is frozen, when, and which discriminators are trained on it."""
+
+    recipe: str = setting("digits", "whose images, networks and lengths are taken")
+    generator: str = setting("ns-gan", "whose generator is frozen, for all losses", choices=GANS)
+    models: list[str] = setting(list(GANS), "whose losses are compared", choices=GANS)
+    shares: list[float] = setting(
+        [0.01, 0.1, 0.25], "of its training, after which it is frozen", minimum=1e-6, maximum=1
+    )
+    steps: int = setting(2000, "of each fresh discriminator", minimum=1)
+    norm: str = setting(
+        "none",
+        "of discriminators that are published with BatchNorm, which makes a score depend on the "
+        "whole batch; batch: as they are published",
+        choices=("none", "batch"),
+    )
+    seeds: int = setting(3, "runs of everything", minimum=1)
+
+
+def gan_row(
+    settings: Gradients, recipe: Recipe, images: torch.Tensor, share: float, seed: int, device: str
+) -> Row:
+    """Freeze the generator after `share` of its training and teach every loss's discriminator."""
+    gan = copy.copy(recipe.baselines[settings.generator])
+    assert isinstance(gan, GAN)
+    # The learning rate is constant: a shorter training is the beginning of the whole one.
+    gan.images_seen, gan.ema = max(1, round(share * gan.images_seen)), 0.0
+    frozen = gan.fit(images, seed=seed, device=device).generator_
+    curves = {}
+    for model in settings.models:
+        teacher = copy.copy(recipe.baselines[model])
+        assert isinstance(teacher, GAN)
+        if teacher.norm == "batch":
+            teacher.norm = settings.norm
+        curves[model] = against_discriminator(
+            teacher, frozen, images, steps_to_measure(settings.steps), seed, pick_device(device)
+        )
+    return {"seed": seed, "share": share, "curves": curves}
+
+
+def glann_row(
+    settings: Gradients, recipe: Recipe, images: torch.Tensor, seed: int, device: str
+) -> Row:
+    """GLO's and IMLE's gradients and errors after the same shares of their trainings, and all.
+
+    Learning rates are held constant, so that the stages are those of one training, as the GAN's.
+    """
+    on_device = pick_device(device)
+    shares = [*settings.shares, 1.0]
+    glo, imle = copy.copy(recipe.glo), copy.copy(recipe.imle)
+    glo.schedule = imle.schedule = "constant"
+    stages: dict[str, list[Point]] = {"glo": [], "imle": []}
+    for epochs in _epochs(recipe.glo.epochs, shares):
+        glo.epochs = epochs
+        glo.fit(images, seed=seed, device=device)
+        stages["glo"].append({"epochs": epochs, **of_glo(glo, images, seed, on_device)})
+    matched = []
+    for epochs in _epochs(recipe.imle.epochs, shares):
+        imle.epochs = epochs
+        imle.fit(glo.codes_, seed=seed, device=device)
+        now = of_imle(imle, glo.codes_, recipe.imle.pool, seed, on_device)
+        stages["imle"].append({"epochs": epochs, **now})
+        pools = [
+            {"pool": pool, **of_imle(imle, glo.codes_, pool, seed, on_device)} for pool in POOLS
+        ]
+        matched.append(pools)
+    return {"seed": seed, **stages, "matched": matched}
+
+
+def _epochs(whole: int, shares: Sequence[float]) -> list[int]:
+    return sorted({max(1, round(share * whole)) for share in shares})
+
+
+def steps_to_measure(steps: int) -> list[int]:
+    """1, 2, 5, 10, 20, … up to `steps`, and `steps`."""
+    decades = range(len(str(steps)))
+    round_numbers = [lead * 10**decade for decade in decades for lead in (1, 2, 5)]
+    return [step for step in round_numbers if step < steps] + [steps]
+
+
+def falls(curves: Sequence[Sequence[Point]], key: str = "norm") -> dict[str, float]:
+    """By what factors a number fell along curves, as geometric means.
+
+    Returns:
+        "fell", from the first point to the last (below 1: it rose), and "fell_from_peak", from the
+        highest point to the last; with "_spread", the factor that is one standard deviation.
+    """
+    lines = [[max(point[key], _SMALLEST) for point in curve] for curve in curves]
+    first = [line[0] / line[-1] for line in lines]
+    peak = [max(line) / line[-1] for line in lines]
+    found: dict[str, float] = {}
+    for name, values in (("fell", first), ("fell_from_peak", peak)):
+        logarithms = [math.log(value) for value in values]
+        spread = statistics.stdev(logarithms) if len(values) > 1 else 0.0
+        found |= {name: math.exp(statistics.fmean(logarithms)), f"{name}_spread": math.exp(spread)}
+    return found
+
+
+def findings(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """By what factors norms fell: of each GAN loss, and of GLO and IMLE with their errors.
+
+    "glo" and "imle" are over their own training, "imle-matched" is a frozen mapper with ever more
+    candidates; "loss_fell" is by what factor the error fell, and "relative_fell" the norm divided
+    by the error.
+    """
+    found: dict[str, dict[str, float]] = {}
+    gans = [row["curves"] for row in rows if "curves" in row]
+    for model in dict.fromkeys(model for curves in gans for model in curves):
+        found[model] = falls([curves[model] for curves in gans])
+    own = [row for row in rows if "glo" in row]
+    bundles = {name: [row[name] for row in own] for name in ("glo", "imle")}
+    bundles["imle-matched"] = [curve for row in own for curve in row["matched"]]
+    for name, curves in bundles.items():
+        if curves:
+            relative = [
+                [{"norm": point["norm"] / point["loss"]} for point in curve] for curve in curves
+            ]
+            found[name] = falls(curves) | {
+                "loss_fell": falls(curves, "loss")["fell"],
+                "relative_fell": falls(relative)["fell"],
+            }
+    return found

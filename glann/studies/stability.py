@@ -7,7 +7,9 @@ seeds and share of a recipe's lengths.
 
 import dataclasses
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from glann.imle import IMLE
 from glann.pipeline import GLANN
 from glann.randomness import generator as random_generator
 from glann.recipes import Recipe, make_recipe
+from glann.settings import setting
 
 Settings = dict[str, dict[str, Any]]
 """What was drawn, by section of a recipe."""
@@ -183,3 +186,35 @@ def _quantile(ordered: Sequence[float], place: float) -> float:
     below, rest = divmod(place * (len(ordered) - 1), 1)
     low = ordered[int(below)]
     return low if rest == 0 else low + rest * (ordered[int(below) + 1] - low)
+
+
+@dataclass(kw_only=True)
+class Stability:
+    """Which models, how many draws of each, and how long each is trained."""
+
+    recipe: str = setting("digits", "whose images, networks and lengths are taken")
+    models: list[str] = setting(
+        ["glann", "ns-gan", "mm-gan", "wgan", "wgan-gp", "dragan", "r3gan", "vae"],
+        "what is trained",
+        choices=("glann", *MODELS),
+    )
+    draws: int = setting(12, "settings of each model", minimum=1)
+    share: float = setting(1.0, "of the recipe's lengths", minimum=1e-6, maximum=1)
+    samples: int = setting(10_000, "samples and real images in a score, at the most", minimum=50)
+    bound: float = setting(
+        0.0,
+        "the FID ÷ floor above which a run failed; 0: that of one Gaussian on the images' pixels",
+        minimum=0,
+    )
+
+
+def row_of(
+    settings: Stability, recipe: Recipe, model: str, index: int, protocol: Protocol, device: str
+) -> dict[str, Any]:
+    """Draw, train and score: run `index` of a model."""
+    drawn = draw(model, index, recipe.seed)
+    changed = drawn_recipe(recipe, model, drawn, settings.share, recipe.seed + index)
+    began = time.process_time()
+    found = score(changed, model, protocol.train.images, protocol, device)
+    seconds = round(time.process_time() - began, 3)
+    return {"model": model, "draw": index, "drawn": drawn, **found, "cpu_seconds": seconds}
