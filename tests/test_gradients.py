@@ -11,12 +11,21 @@ from glann.images import to_float
 from glann.losses import make_loss
 from glann.networks import Generator
 from glann.randomness import noise, seeded
+from glann.recipes import make_recipe
 from glann.studies.gradients import (
+    GANS,
+    POOLS,
+    Gradients,
     against_discriminator,
+    falls,
+    findings,
+    gan_row,
+    glann_row,
     measured_rows,
     norm_and_loss,
     of_glo,
     of_imle,
+    steps_to_measure,
 )
 
 CPU = torch.device("cpu")
@@ -143,3 +152,106 @@ def test_the_measured_batches_are_the_same_and_no_more_than_needed():
     assert len(torch.cat(rows).unique()) == 16 * 50
     assert torch.equal(torch.cat(rows), torch.cat(measured_rows(5000, 50, 0)))
     assert len(torch.cat(measured_rows(150, 50, 0))) == 150
+
+
+@pytest.fixture(scope="module")
+def rows(digits):
+    """Both rows of a tiny study."""
+    small = {"width": 8, "hidden": 32, "batch_size": 50}
+    recipe = make_recipe(
+        "tiny",
+        {
+            "glo": {"code_dim": 4, "epochs": 4, **small},
+            "imle": {"noise_dim": 4, "width": 16, "depth": 2, "epochs": 4, "batch_size": 50},
+            **{name: {"images_seen": 600, "batch_size": 50} for name in GANS},
+        },
+    )
+    settings = Gradients(models=["mm-gan", "r3gan"], shares=[0.5], steps=3)
+    gan = gan_row(settings, recipe, digits, 0.5, 0, "cpu")
+    return [gan, glann_row(settings, recipe, digits, 0, "cpu")]
+
+
+def test_rows_hold_what_was_measured(rows):
+    gan, glann = rows
+    assert (gan["seed"], gan["share"]) == (0, 0.5)
+    assert {name: [p["step"] for p in curve] for name, curve in gan["curves"].items()} == {
+        "mm-gan": [1, 2, 3],
+        "r3gan": [1, 2, 3],
+    }
+    assert [point["epochs"] for point in glann["glo"]] == [2, 4]
+    assert glann["glo"][0]["loss"] > glann["glo"][1]["loss"]
+    assert [[point["pool"] for point in curve] for curve in glann["matched"]] == [list(POOLS)] * 2
+    for curve in glann["matched"]:
+        assert curve[0]["loss"] > curve[-1]["loss"]
+
+
+def test_a_stage_is_a_beginning_of_the_whole_training(digits):
+    """What `gan_row` and `glann_row` build on: a shorter training starts as a longer one does."""
+    short, long = (
+        make_baseline("ns-gan", **SMALL, images_seen=images_seen) for images_seen in (300, 600)
+    )
+    weights = {}
+
+    class Stop(Exception):
+        pass
+
+    def stop(gan, training, generator, *rest):
+        record = training.record
+
+        def watched(*args, **more):
+            record(*args, **more)
+            if training.step == 6:
+                weights.update(copy.deepcopy(generator.state_dict()))
+                raise Stop
+
+        training.record = watched
+        return type(gan)._train(gan, training, generator, *rest)
+
+    short.fit(digits)
+    long._train = lambda *args: stop(long, *args)
+    with pytest.raises(Stop):
+        long.fit(digits)
+    for name, value in short.generator_.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+def test_falls_by_hand():
+    curves = [
+        [{"norm": 1.0}, {"norm": 8.0}, {"norm": 0.5}],
+        [{"norm": 4.0}, {"norm": 1.0}, {"norm": 0.5}],
+    ]
+    found = falls(curves)
+    assert found["fell"] == pytest.approx(4)  # of 2 and 8
+    assert found["fell_spread"] == pytest.approx(math.exp(math.log(4) / math.sqrt(2)))
+    assert found["fell_from_peak"] == pytest.approx(math.sqrt(16 * 8))
+    assert falls(curves[:1])["fell_spread"] == 1
+
+
+def test_a_gradient_that_is_gone_fell_far_but_not_infinitely():
+    assert 1e40 < falls([[{"norm": 1.0}, {"norm": 0.0}]])["fell"] < math.inf
+
+
+def test_findings_are_relative_to_the_error():
+    def points(*pairs):
+        return [{"norm": norm, "loss": loss} for norm, loss in pairs]
+
+    row = {"seed": 0, "glo": points((8, 4), (2, 2)), "imle": points((1, 1), (1, 0.5))}
+    found = findings([row | {"matched": [points((6, 3), (2, 1))]}])
+    assert found["glo"]["fell"] == pytest.approx(4)
+    assert found["glo"]["loss_fell"] == pytest.approx(2)
+    assert found["glo"]["relative_fell"] == pytest.approx(2)
+    assert found["imle"]["relative_fell"] == pytest.approx(0.5)
+    assert found["imle-matched"]["relative_fell"] == pytest.approx(1)
+
+
+def test_findings_of_rows(rows):
+    assert set(findings(rows)) == {"mm-gan", "r3gan", "glo", "imle", "imle-matched"}
+    assert set(findings(rows[:1])) == {"mm-gan", "r3gan"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(1, [1]), (2, [1, 2]), (20, [1, 2, 5, 10, 20]), (70, [1, 2, 5, 10, 20, 50, 70])],
+)
+def test_steps_to_measure(steps, expected):
+    assert steps_to_measure(steps) == expected
