@@ -11,22 +11,27 @@ from glann.images import to_float
 from glann.losses import make_loss
 from glann.networks import Generator
 from glann.randomness import noise, seeded
-from glann.recipes import make_recipe
 from glann.studies.gradients import (
     GANS,
     POOLS,
+    STUDY,
     Gradients,
+    discriminators,
+    findings,
+    own_training,
+    runs,
+    section,
+    steps_to_measure,
+)
+from glann.studies.norms import (
     against_discriminator,
     falls,
-    findings,
-    gan_row,
-    glann_row,
     measured_rows,
     norm_and_loss,
     of_glo,
     of_imle,
-    steps_to_measure,
 )
+from glann.studies.study import Place, load_settings
 
 CPU = torch.device("cpu")
 SMALL = {"width": 8, "hidden": 32, "noise_dim": 4, "batch_size": 50}
@@ -154,26 +159,48 @@ def test_the_measured_batches_are_the_same_and_no_more_than_needed():
     assert len(torch.cat(measured_rows(150, 50, 0))) == 150
 
 
+TINY_RECIPE = """
+[data]
+source = "digits"
+test_fraction = 0.8
+[glo]
+code_dim = 4
+epochs = 4
+batch_size = 60
+width = 8
+hidden = 32
+[imle]
+noise_dim = 4
+width = 16
+depth = 2
+epochs = 4
+batch_size = 60
+""" + "".join(f"[{name}]\nimages_seen = 600\nbatch_size = 60\n" for name in GANS)
+
+
 @pytest.fixture(scope="module")
-def rows(digits):
-    """Both rows of a tiny study."""
-    small = {"width": 8, "hidden": 32, "batch_size": 50}
-    recipe = make_recipe(
-        "tiny",
-        {
-            "glo": {"code_dim": 4, "epochs": 4, **small},
-            "imle": {"noise_dim": 4, "width": 16, "depth": 2, "epochs": 4, "batch_size": 50},
-            **{name: {"images_seen": 600, "batch_size": 50} for name in GANS},
-        },
+def study(tmp_path_factory):
+    """Settings and rows of a tiny study."""
+    folder = tmp_path_factory.mktemp("gradients")
+    (folder / "tiny.toml").write_text(TINY_RECIPE)
+    settings = Gradients(
+        recipe=str(folder / "tiny.toml"),
+        models=["mm-gan", "r3gan"],
+        shares=[0.5],
+        steps=3,
+        seeds=1,
     )
-    settings = Gradients(models=["mm-gan", "r3gan"], shares=[0.5], steps=3)
-    gan = gan_row(settings, recipe, digits, 0.5, 0, "cpu")
-    return [gan, glann_row(settings, recipe, digits, 0, "cpu")]
+    place = Place(folder, folder, None, "cpu")
+    rows = [
+        {"key": run.key, **run.arguments, **run.function(place, **run.arguments)}
+        for run in runs(settings)
+    ]
+    return settings, rows
 
 
-def test_rows_hold_what_was_measured(rows):
-    gan, glann = rows
-    assert (gan["seed"], gan["share"]) == (0, 0.5)
+def test_rows_hold_what_was_measured(study):
+    glann, gan = study[1]
+    assert (glann["key"], gan["key"]) == ("glann-0", "frozen-0.5-0")
     assert {name: [p["step"] for p in curve] for name, curve in gan["curves"].items()} == {
         "mm-gan": [1, 2, 3],
         "r3gan": [1, 2, 3],
@@ -185,8 +212,44 @@ def test_rows_hold_what_was_measured(rows):
         assert curve[0]["loss"] > curve[-1]["loss"]
 
 
+def test_rows_repeat(study, tmp_path):
+    place = Place(tmp_path, tmp_path, None, "cpu")
+    for run, row in zip(runs(study[0]), study[1], strict=True):
+        assert row.items() >= run.function(place, **run.arguments).items()
+    assert {run.function for run in runs(study[0])} == {discriminators, own_training}
+
+
+def test_the_section_says_and_shows_what_was_found(study, tmp_path):
+    settings, rows = study
+    made = section(settings, rows, tmp_path)
+    found = findings(rows)
+    assert f"{found['imle-matched']['loss_fell']:.3g}" in made.finding
+    assert [row[0] for row in made.tables[0].rows] == ["minimax GAN", "R3GAN's loss"]
+    assert made.tables[0].rows[0][1].startswith(f"{found['mm-gan']['fell']:.3g} ")
+    assert len(made.charts) == 3
+    assert all("currentColor" in chart.svg for chart in made.charts)
+
+
+def test_the_finding_names_the_loss_that_vanishes(study, tmp_path):
+    def curve(*norms):
+        return [{"step": i + 1, "norm": norm} for i, norm in enumerate(norms)]
+
+    curves = {"ns-gan": curve(1, 2, 2), "mm-gan": curve(1, 2, 1e-3)}
+    finding = section(study[0], [{"curves": curves}], tmp_path).finding
+    assert "loss of the minimax GAN: by 1e+03 ×/÷ 1 from the first" in finding
+    assert "by 2e+03 ×/÷ 1 from its highest" in finding
+    assert finding.endswith("half of its highest with: non-saturating GAN.")
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_settings_that_ship(quick):
+    settings = load_settings(STUDY, quick=quick)
+    keys = [run.key for run in runs(settings)]
+    assert len(keys) == len(set(keys)) == settings.seeds * (1 + len(settings.shares))
+
+
 def test_a_stage_is_a_beginning_of_the_whole_training(digits):
-    """What `gan_row` and `glann_row` build on: a shorter training starts as a longer one does."""
+    """What the study's stages build on: a shorter training starts as a longer one does."""
     short, long = (
         make_baseline("ns-gan", **SMALL, images_seen=images_seen) for images_seen in (300, 600)
     )
@@ -244,9 +307,10 @@ def test_findings_are_relative_to_the_error():
     assert found["imle-matched"]["relative_fell"] == pytest.approx(1)
 
 
-def test_findings_of_rows(rows):
+def test_findings_of_rows(study):
+    rows = study[1]
     assert set(findings(rows)) == {"mm-gan", "r3gan", "glo", "imle", "imle-matched"}
-    assert set(findings(rows[:1])) == {"mm-gan", "r3gan"}
+    assert set(findings(rows[1:])) == {"mm-gan", "r3gan"}
 
 
 @pytest.mark.parametrize(

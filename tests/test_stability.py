@@ -14,7 +14,18 @@ from glann.evaluation.features import make_features
 from glann.evaluation.scores import Protocol
 from glann.recipes import load_recipe, make_recipe
 from glann.storage import fingerprint
-from glann.studies.stability import draw, drawn_recipe, one_gaussian, ratio, score, summary
+from glann.studies.draws import draw, drawn_recipe
+from glann.studies.stability import (
+    STUDY,
+    Stability,
+    one_gaussian,
+    ratio,
+    runs,
+    score,
+    section,
+    summary,
+)
+from glann.studies.study import Place, load_settings
 
 DRAWN = ("glann", *(name for name in MODELS if name != "began"))
 TINY = {
@@ -106,19 +117,19 @@ def test_a_draw_follows_from_seed_model_and_index():
 @pytest.mark.parametrize("model", ["glann", "ns-gan"])
 def test_a_score_repeats(model, protocol):
     recipe = drawn_recipe(make_recipe("tiny", TINY), model, draw(model, 0, 0), 0.5, 1)
-    first, second = (score(recipe, model, protocol.train.images, protocol, "cpu") for _ in range(2))
+    first, second = (score(recipe, model, protocol, "cpu") for _ in range(2))
     assert first == second
     assert first["fid_over_floor"] == pytest.approx(first["fid"] / protocol.floor["fid"])
 
 
 def test_a_loss_that_is_not_finite_is_a_result_and_another_error_is_not(protocol, monkeypatch):
     recipe = make_recipe("tiny", TINY | {"wgan": {**TINY["wgan"], "lr": 1e30, "clip": 0.0}})
-    row = score(recipe, "wgan", protocol.train.images, protocol, "cpu")
+    row = score(recipe, "wgan", protocol, "cpu")
     assert "not finite" in row["failed"]
     assert "fid" not in row
     recipe = make_recipe("tiny", TINY | {"wgan": {**TINY["wgan"], "batch_size": 1000}})
     with pytest.raises(GlannError, match="fewer than one batch"):
-        score(recipe, "wgan", protocol.train.images, protocol, "cpu")
+        score(recipe, "wgan", protocol, "cpu")
 
 
 def test_one_gaussian_has_the_pixels_moments(digits, protocol):
@@ -151,3 +162,82 @@ def test_quantiles_are_numpys(values):
     found = summary([{"fid_over_floor": value} for value in values], 10)
     for name, place in {"best": 0, "lower": 0.25, "median": 0.5, "upper": 0.75, "worst": 1}.items():
         assert found[name] == pytest.approx(np.quantile(values, place), rel=1e-9, abs=1e-9)
+
+
+RECIPE = """
+[data]
+source = "digits"
+test_fraction = 0.5
+[glo]
+code_dim = 8
+epochs = 20
+batch_size = 50
+width = 8
+hidden = 32
+[imle]
+noise_dim = 8
+epochs = 20
+batch_size = 50
+[ns-gan]
+images_seen = 3000
+batch_size = 50
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Settings and rows of a tiny study."""
+    folder = tmp_path_factory.mktemp("stability")
+    (folder / "tiny.toml").write_text(RECIPE)
+    settings = Stability(
+        recipe=str(folder / "tiny.toml"), models=["ns-gan", "glann"], draws=2, share=0.1
+    )
+    place = Place(folder, folder, None, "cpu")
+    rows = [
+        {"key": run.key, **run.arguments, **run.function(place, **run.arguments)}
+        for run in runs(settings)
+    ]
+    return settings, rows
+
+
+def test_a_row_for_each_draw(study):
+    _, rows = study
+    keys = ["one-gaussian", "ns-gan-0", "glann-0", "ns-gan-1", "glann-1"]
+    assert [row["key"] for row in rows] == keys
+    assert rows[0]["fid_over_floor"] == pytest.approx(rows[0]["fid"] / rows[0]["floor"])
+    for row in rows[1:]:
+        assert row["drawn"] == draw(row["model"], row["index"], 0)
+        assert row["fid"] > 0
+
+
+def test_the_section_counts_what_is_worse_than_one_gaussian(study, tmp_path):
+    settings, rows = study
+    made = section(settings, rows, tmp_path)
+    bound = rows[0]["fid_over_floor"]
+    for name, *cells in made.tables[0].rows:
+        model = {"GLANN": "glann", "non-saturating GAN": "ns-gan"}[name]
+        worse = [r for r in rows if r.get("model") == model and r["fid_over_floor"] > bound]
+        assert cells[0] == f"{len(worse)} of 2"
+    assert f"above {bound:.3g}, that of one Gaussian" in made.paragraphs[0]
+    set_bound = dataclasses.replace(settings, bound=1e9)
+    assert [row[1] for row in section(set_bound, rows, tmp_path).tables[0].rows] == ["0 of 2"] * 2
+
+
+def test_a_run_that_was_not_finite_is_shown_as_failed(study, tmp_path):
+    settings, rows = study
+    broken = [
+        {**{k: v for k, v in row.items() if not k.startswith("fid")}, "failed": "not finite"}
+        if row["key"] == "glann-1"
+        else row
+        for row in rows
+    ]
+    made = section(dataclasses.replace(settings, bound=1e9), broken, tmp_path)
+    (glann,) = (row for row in made.tables[0].rows if row[0] == "GLANN")
+    assert glann[1:3] == ["1 of 2", "50%"]
+    assert glann[5] == "inf"
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_settings_that_ship(quick):
+    settings = load_settings(STUDY, quick=quick)
+    assert len(runs(settings)) == 1 + settings.draws * len(settings.models)

@@ -8,191 +8,21 @@ the search for the nearest candidate, while a frozen mapper's candidates get mor
 """
 
 import copy
-import math
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import nn
+from pathlib import Path
 
 from glann.baselines import MODELS
-from glann.baselines.adversarial import LOSSES, PENALTIES
 from glann.baselines.gan import GAN
-from glann.glo import GLO
-from glann.images import to_float
-from glann.imle import IMLE
-from glann.losses import make_loss
-from glann.nearest import nearest
-from glann.networks import Encoder, Generator, evaluation_mode
-from glann.randomness import generator as random_generator
-from glann.randomness import noise, seeded
-from glann.recipes import Recipe
+from glann.comparison import LABELS
+from glann.data import load
+from glann.recipes import load_recipe
+from glann.report.spreads import Bundle, bundles
+from glann.report.studies import Chart, Section, Table
 from glann.settings import setting
-from glann.training import Batches, Training, adam, pick_device
-
-Point = dict[str, float]
-Row = dict[str, Any]
-
-MEASURED = 16
-"""Batches on whose mean loss a gradient is taken: the same at every measurement of a run."""
-
-
-def norm_and_loss(losses: Iterable[torch.Tensor], network: nn.Module) -> tuple[float, float]:
-    """(‖∇_θ L‖₂, L) of the mean L of some batches' losses, θ all weights of `network`."""
-    weights = list(network.parameters())
-    total = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
-    values = []
-    for loss in losses:
-        for mean, gradient in zip(total, torch.autograd.grad(loss, weights), strict=True):
-            mean += gradient
-        values.append(float(loss.detach()))
-    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in total))
-    return norm / len(values), math.fsum(values) / len(values)
-
-
-def against_discriminator(
-    gan: GAN,
-    frozen: Generator,
-    images: torch.Tensor,
-    at: Sequence[int],
-    seed: int,
-    device: torch.device,
-    progress: bool = False,
-) -> list[Point]:
-    """The norm of a frozen generator's gradient after steps `at` of a fresh discriminator.
-
-    Both networks are in training mode and the losses, penalties and optimiser are `gan`'s, as in a
-    step of its own training; only the generator stands still.
-
-    Args:
-        gan: which loss, penalty, normalisation, clip and optimiser.
-        frozen: the generator.
-        images: uint8 `(n, c, h, w)`.
-        at: discriminator's steps after which to measure, rising, each 1 or more.
-        seed: of the discriminator's start, the batches and all noise.
-        device: where it is computed.
-        progress: show progress on standard error.
-
-    Returns:
-        For each of `at` its "step", the generator's gradient's "norm", both players' losses
-        "generator_loss" and "discriminator_loss" on the measured and on the last batch.
-    """
-    generator = copy.deepcopy(frozen).to(device).train()
-    with seeded(seed, "fresh discriminator"):
-        discriminator = Encoder(generator.image_shape, 1, gan.width, gan.hidden, gan.norm)
-    discriminator.to(device)
-    optimiser = adam(discriminator, gan.lr, betas=(gan.beta1, gan.beta2))
-    loss = LOSSES[gan.loss]
-    n = len(images)
-    batches = Batches(n, gan.batch_size, at[-1] / Batches(n, gan.batch_size, 1).per_epoch)
-    points = []
-
-    with Training("discriminator", batches, None, {}, progress) as training:
-        for step, rows in training.steps(seed):
-            real = to_float(images[rows].to(device))
-            with torch.no_grad():
-                fake = generator(_noise(seed, "fresh", step, len(rows), generator))
-            discriminator_loss = loss.discriminator(discriminator(real), discriminator(fake))
-            if gan.penalty != "none":
-                random = random_generator(seed, "penalty", step)
-                penalty = PENALTIES[gan.penalty](discriminator, real, fake, random)
-                discriminator_loss = discriminator_loss + gan.penalty_weight * penalty
-            optimiser.zero_grad()
-            discriminator_loss.backward()
-            optimiser.step()
-            if gan.clip:
-                with torch.no_grad():
-                    for weights in discriminator.parameters():
-                        weights.clamp_(-gan.clip, gan.clip)
-            training.record(discriminator_loss, lr=gan.lr)
-
-            if training.step in at:
-                losses = _generator_losses(gan, generator, discriminator, images, seed)
-                norm, generator_loss = norm_and_loss(losses, generator)
-                points.append(
-                    {
-                        "step": training.step,
-                        "norm": norm,
-                        "generator_loss": generator_loss,
-                        "discriminator_loss": float(discriminator_loss.detach()),
-                    }
-                )
-    return points
-
-
-def _generator_losses(
-    gan: GAN, generator: Generator, discriminator: nn.Module, images: torch.Tensor, seed: int
-) -> Iterator[torch.Tensor]:
-    """L_G on the same batches of noise, and of real images, at every measurement."""
-    # A copy: even a look through spectral normalisation moves it.
-    discriminator = copy.deepcopy(discriminator)
-    device = next(generator.parameters()).device
-    for i, rows in enumerate(measured_rows(len(images), gan.batch_size, seed)):
-        fake = generator(_noise(seed, "measured", i, len(rows), generator))
-        with torch.no_grad():
-            real_scores = discriminator(to_float(images[rows].to(device)))
-        yield LOSSES[gan.loss].generator(real_scores, discriminator(fake))
-
-
-def of_imle(imle: IMLE, codes: torch.Tensor, pool: float, seed: int, device: torch.device) -> Point:
-    """The norm of the gradient of a fitted IMLE's mapper, and its loss, the error that is left.
-
-    Each code is matched among `pool` candidates for each of them, as in a step of its training, and
-    the loss is the mean squared distance to them (in units of the codes' spread, if they are not on
-    a sphere).
-
-    Returns:
-        "norm", "loss".
-    """
-    mapper = copy.deepcopy(imle.mapper_).to(device)
-    size = max(1, round(pool * len(codes)))
-    candidates = noise(seed, "measured candidates", 0, size, imle.noise_dim).to(device)
-    codes = codes.to(device)
-    with evaluation_mode(mapper):
-        made = torch.cat([mapper(part) for part in candidates.split(8192)])
-    chosen, _ = nearest(codes, made)
-    scale = 1.0 if mapper.on_sphere else float(mapper.scale)
-    mapper.train()
-    losses = (
-        ((mapper(candidates[chosen[rows]]) - codes[rows]) / scale).square().sum(1).mean()
-        for rows in measured_rows(len(codes), imle.batch_size, seed)
-    )
-    norm, loss = norm_and_loss(losses, mapper)
-    return {"norm": norm, "loss": loss}
-
-
-def of_glo(glo: GLO, images: torch.Tensor, seed: int, device: torch.device) -> Point:
-    """The norm of the gradient of a fitted GLO's generator, and its loss, the error that is left.
-
-    Returns:
-        "norm", "loss".
-    """
-    generator = copy.deepcopy(glo.generator_).to(device).train()
-    loss_of = make_loss(glo.loss, (images.shape[2], images.shape[3]), device, glo.vgg_weights)
-    losses = (
-        loss_of(generator(glo.codes_[rows].to(device)), to_float(images[rows].to(device))).mean()
-        for rows in measured_rows(len(images), glo.batch_size, seed)
-    )
-    norm, loss = norm_and_loss(losses, generator)
-    return {"norm": norm, "loss": loss}
-
-
-def measured_rows(n: int, batch_size: int, seed: int) -> list[torch.Tensor]:
-    """The rows of MEASURED batches of n items, or of as many as there are."""
-    # An epoch that no training comes to: an order of its own.
-    return Batches(n, batch_size, 1).epoch_of(seed, 2**31)[:MEASURED]
-
-
-def _noise(seed: int, purpose: str, index: int, n: int, generator: Generator) -> torch.Tensor:
-    """Float32 `(n, dim)` where the generator is."""
-    random = random_generator(seed, f"{purpose} noise", index)
-    device = next(generator.parameters()).device
-    return torch.randn(n, int(generator.config["code_dim"]), generator=random).to(device)
-
-
-# ---------------------------------------------------------------------- the study
+from glann.studies.norms import SMALLEST, Point, against_discriminator, falls, of_glo, of_imle
+from glann.studies.study import Place, Row, Run, Study
+from glann.training import pick_device
 
 GANS = tuple(
     name
@@ -203,9 +33,6 @@ GANS = tuple(
 
 POOLS = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0)
 """Candidates per code among which the codes of a frozen mapper are matched."""
-
-_SMALLEST = 1e-45
-"""float32's: a gradient that has vanished altogether still has a logarithm."""
 
 
 @dataclass(kw_only=True)
@@ -228,58 +55,89 @@ class Gradients:
     seeds: int = setting(3, "runs of everything", minimum=1)
 
 
-def gan_row(
-    settings: Gradients, recipe: Recipe, images: torch.Tensor, share: float, seed: int, device: str
+def runs(settings: Gradients) -> list[Run]:
+    """One for each frozen generator, and one for each training of GLO and IMLE."""
+    found = []
+    for seed in range(settings.seeds):
+        glann = {"recipe": settings.recipe, "shares": settings.shares, "seed": seed}
+        found.append(Run(f"glann-{seed}", own_training, glann))
+        for share in settings.shares:
+            frozen = {
+                "recipe": settings.recipe,
+                "generator": settings.generator,
+                "models": settings.models,
+                "share": share,
+                "steps": settings.steps,
+                "norm": settings.norm,
+                "seed": seed,
+            }
+            found.append(Run(f"frozen-{share:g}-{seed}", discriminators, frozen))
+    return found
+
+
+def discriminators(
+    place: Place,
+    *,
+    recipe: str,
+    generator: str,
+    models: Sequence[str],
+    share: float,
+    steps: int,
+    norm: str,
+    seed: int,
 ) -> Row:
-    """Freeze the generator after `share` of its training and teach every loss's discriminator."""
-    gan = copy.copy(recipe.baselines[settings.generator])
-    assert isinstance(gan, GAN)
+    """Freeze a generator after `share` of its training; train each loss's discriminator on it."""
+    found = load_recipe(recipe)
+    images = load(found.data, place.data).images
+    gan = _gan(found.baselines[generator])
     # The learning rate is constant: a shorter training is the beginning of the whole one.
     gan.images_seen, gan.ema = max(1, round(share * gan.images_seen)), 0.0
-    frozen = gan.fit(images, seed=seed, device=device).generator_
+    frozen = gan.fit(images, seed=seed, device=place.device).generator_
     curves = {}
-    for model in settings.models:
-        teacher = copy.copy(recipe.baselines[model])
-        assert isinstance(teacher, GAN)
+    for model in models:
+        teacher = _gan(found.baselines[model])
         if teacher.norm == "batch":
-            teacher.norm = settings.norm
+            teacher.norm = norm
         curves[model] = against_discriminator(
-            teacher, frozen, images, steps_to_measure(settings.steps), seed, pick_device(device)
+            teacher, frozen, images, steps_to_measure(steps), seed, pick_device(place.device)
         )
-    return {"seed": seed, "share": share, "curves": curves}
+    return {"curves": curves}
 
 
-def glann_row(
-    settings: Gradients, recipe: Recipe, images: torch.Tensor, seed: int, device: str
-) -> Row:
+def _gan(baseline: object) -> GAN:
+    assert isinstance(baseline, GAN)
+    return copy.copy(baseline)
+
+
+def own_training(place: Place, *, recipe: str, shares: Sequence[float], seed: int) -> Row:
     """GLO's and IMLE's gradients and errors after the same shares of their trainings, and all.
 
     Learning rates are held constant, so that the stages are those of one training, as the GAN's.
     """
-    on_device = pick_device(device)
-    shares = [*settings.shares, 1.0]
-    glo, imle = copy.copy(recipe.glo), copy.copy(recipe.imle)
+    found = load_recipe(recipe)
+    images = load(found.data, place.data).images
+    device = pick_device(place.device)
+    glo, imle = copy.copy(found.glo), copy.copy(found.imle)
     glo.schedule = imle.schedule = "constant"
     stages: dict[str, list[Point]] = {"glo": [], "imle": []}
-    for epochs in _epochs(recipe.glo.epochs, shares):
+    for epochs in _epochs(found.glo.epochs, shares):
         glo.epochs = epochs
-        glo.fit(images, seed=seed, device=device)
-        stages["glo"].append({"epochs": epochs, **of_glo(glo, images, seed, on_device)})
+        glo.fit(images, seed=seed, device=place.device)
+        stages["glo"].append({"epochs": epochs, **of_glo(glo, images, seed, device)})
     matched = []
-    for epochs in _epochs(recipe.imle.epochs, shares):
+    for epochs in _epochs(found.imle.epochs, shares):
         imle.epochs = epochs
-        imle.fit(glo.codes_, seed=seed, device=device)
-        now = of_imle(imle, glo.codes_, recipe.imle.pool, seed, on_device)
-        stages["imle"].append({"epochs": epochs, **now})
-        pools = [
-            {"pool": pool, **of_imle(imle, glo.codes_, pool, seed, on_device)} for pool in POOLS
-        ]
-        matched.append(pools)
-    return {"seed": seed, **stages, "matched": matched}
+        imle.fit(glo.codes_, seed=seed, device=place.device)
+        point = of_imle(imle, glo.codes_, found.imle.pool, seed, device)
+        stages["imle"].append({"epochs": epochs, **point})
+        matched.append(
+            [{"pool": pool, **of_imle(imle, glo.codes_, pool, seed, device)} for pool in POOLS]
+        )
+    return {**stages, "matched": matched}
 
 
 def _epochs(whole: int, shares: Sequence[float]) -> list[int]:
-    return sorted({max(1, round(share * whole)) for share in shares})
+    return sorted({max(1, round(share * whole)) for share in (*shares, 1.0)})
 
 
 def steps_to_measure(steps: int) -> list[int]:
@@ -287,24 +145,6 @@ def steps_to_measure(steps: int) -> list[int]:
     decades = range(len(str(steps)))
     round_numbers = [lead * 10**decade for decade in decades for lead in (1, 2, 5)]
     return [step for step in round_numbers if step < steps] + [steps]
-
-
-def falls(curves: Sequence[Sequence[Point]], key: str = "norm") -> dict[str, float]:
-    """By what factors a number fell along curves, as geometric means.
-
-    Returns:
-        "fell", from the first point to the last (below 1: it rose), and "fell_from_peak", from the
-        highest point to the last; with "_spread", the factor that is one standard deviation.
-    """
-    lines = [[max(point[key], _SMALLEST) for point in curve] for curve in curves]
-    first = [line[0] / line[-1] for line in lines]
-    peak = [max(line) / line[-1] for line in lines]
-    found: dict[str, float] = {}
-    for name, values in (("fell", first), ("fell_from_peak", peak)):
-        logarithms = [math.log(value) for value in values]
-        spread = statistics.stdev(logarithms) if len(values) > 1 else 0.0
-        found |= {name: math.exp(statistics.fmean(logarithms)), f"{name}_spread": math.exp(spread)}
-    return found
 
 
 def findings(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -331,3 +171,164 @@ def findings(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
                 "relative_fell": falls(relative)["fell"],
             }
     return found
+
+
+def section(settings: Gradients, rows: Sequence[Row], folder: Path) -> Section:
+    """Curves of norms, and the factors by which they fell."""
+    found = findings(rows)
+    gans = {name: numbers for name, numbers in found.items() if name in GANS}
+    own = {name: numbers for name, numbers in found.items() if name not in GANS}
+    return Section(
+        finding=_finding(gans, own),
+        paragraphs=[_MEANING],
+        tables=[
+            Table(
+                ["loss", "fell, first to last", "fell from its highest"],
+                [
+                    [LABELS[name], _factor(n, "fell"), _factor(n, "fell_from_peak")]
+                    for name, n in gans.items()
+                ],
+                "Norm of a frozen generator's gradient while a fresh discriminator takes "
+                f"{settings.steps:,} steps: factors by which it fell (below 1: it rose), geometric "
+                "mean ×/÷ standard deviation over stages and seeds.",
+            ),
+            Table(
+                ["without a discriminator", "norm fell", "error fell", "norm ÷ error fell"],
+                [
+                    [
+                        _OWN[name],
+                        _factor(n, "fell"),
+                        f"{n['loss_fell']:.3g}",
+                        f"{n['relative_fell']:.3g}",
+                    ]
+                    for name, n in own.items()
+                ],
+                "The error is the loss that is minimised. Below 1 in the last column: for the "
+                "error that is left the gradient is larger than it was.",
+                ours=set(_OWN.values()),
+            ),
+        ],
+        charts=_charts(rows),
+    )
+
+
+_MEANING = (
+    "One generator for all losses, frozen at each stage; against it a discriminator that starts "
+    "anew. Both are in training mode, gradients are of the mean loss over the same batches of "
+    "noise. A loss has its own unit: only the shape of a line compares with another's, not its "
+    "height. The generator's error doesn't change along a line: what the norm loses there, it "
+    "loses by the discriminator's getting better. For IMLE what gets better is the search: the "
+    "mapper stands still and each code is matched among more candidates. Adam divides gradients by "
+    "their size, so a small one is not yet a slow training; one that is lost in rounding or noise "
+    "is."
+)
+
+_OWN = {
+    "glo": "GLO, over its training",
+    "imle": "IMLE, over its training",
+    "imle-matched": "IMLE, frozen, more candidates",
+}
+
+
+def _factor(numbers: dict[str, float], name: str) -> str:
+    return f"{numbers[name]:.3g} ×/÷ {numbers[f'{name}_spread']:.2g}"
+
+
+def _finding(gans: dict[str, dict[str, float]], own: dict[str, dict[str, float]]) -> str:
+    parts = []
+    if gans:
+        most = max(gans, key=lambda name: gans[name]["fell_from_peak"])
+        numbers = gans[most]
+        parts.append(
+            "As its discriminator gets better, a frozen generator's gradient falls most under the "
+            f"loss of the {LABELS[most]}: by {_factor(numbers, 'fell')} from the first measurement "
+            f"to the last, by {_factor(numbers, 'fell_from_peak')} from its highest."
+        )
+        kept = [name for name, n in gans.items() if n["fell_from_peak"] < 2]
+        if kept:
+            names = ", ".join(LABELS[name] for name in kept)
+            parts.append(f"It keeps more than half of its highest with: {names}.")
+    if "imle-matched" in own:
+        n = own["imle-matched"]
+        parts.append(
+            f"IMLE's, with {POOLS[-1] / POOLS[0]:,.0f} times as many candidates, falls by "
+            f"{n['fell']:.3g} while its error falls by {n['loss_fell']:.3g}."
+        )
+    for name in ("imle", "glo"):
+        if name in own:
+            n = own[name]
+            parts.append(
+                f"Over its training {name.upper()}'s falls by {n['fell']:.3g} and its error by "
+                f"{n['loss_fell']:.3g}."
+            )
+    return " ".join(parts)
+
+
+def _charts(rows: Sequence[Row]) -> list[Chart]:
+    charts = []
+    gans = [row["curves"] for row in rows if "curves" in row]
+    if gans:
+        lines = [
+            Bundle(name, [[_at_step(point) for point in curves[name]] for curves in gans])
+            for name in gans[0]
+        ]
+        charts.append(
+            Chart(
+                "A frozen generator's gradient",
+                bundles(lines, "gradients-gan", "steps of the discriminator", "‖∇L‖"),
+                "A thin line for each stage and seed, a thick one for their geometric mean.",
+            )
+        )
+    own = [row for row in rows if "glo" in row]
+    if own:
+        matched = [curve for row in own for curve in row["matched"]]
+        charts.append(
+            Chart(
+                "IMLE's, matched better and better",
+                bundles(
+                    _beside_error("IMLE", matched, "pool"),
+                    "gradients-matched",
+                    "candidates per code",
+                    "beside the first",
+                ),
+                "The mapper stands still. Gradient and error, each divided by its first value.",
+            )
+        )
+        trained = [
+            bundle
+            for name in ("imle", "glo")
+            for bundle in _beside_error(name.upper(), [row[name] for row in own], "epochs")
+        ]
+        charts.append(
+            Chart(
+                "Over their own training",
+                bundles(trained, "gradients-own", "epochs", "beside the first"),
+                "Gradient and error, each divided by its first value.",
+            )
+        )
+    return charts
+
+
+def _at_step(point: Point) -> tuple[float, float]:
+    return point["step"], max(point["norm"], SMALLEST)
+
+
+def _beside_error(name: str, curves: Sequence[Sequence[Point]], x: str) -> list[Bundle]:
+    """The curves' norms and errors, relative to where they start."""
+    return [
+        Bundle(
+            f"{name}, {what}",
+            [[(point[x], point[key] / curve[0][key]) for point in curve] for curve in curves],
+            ours=key == "norm",
+        )
+        for what, key in (("gradient", "norm"), ("error", "loss"))
+    ]
+
+
+STUDY = Study(
+    name="gradients",
+    claim="the gradient does not vanish while there is something to learn",
+    settings=Gradients,
+    runs=runs,
+    section=section,
+)

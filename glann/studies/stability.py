@@ -5,123 +5,32 @@ Here the same is done to GLANN: as many settings from ranges as wide, the same i
 seeds and share of a recipe's lengths.
 """
 
-import dataclasses
+import functools
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from glann.baselines import MODELS
-from glann.baselines.gan import GAN
+from glann.comparison import LABELS, SAMPLE_SEED, load_test, make_protocol
+from glann.data import load
 from glann.density import Gaussian
 from glann.errors import GlannError
 from glann.evaluation.scores import Protocol
 from glann.images import to_float, to_uint8
 from glann.imle import IMLE
 from glann.pipeline import GLANN
-from glann.randomness import generator as random_generator
-from glann.recipes import Recipe, make_recipe
+from glann.recipes import Recipe, load_recipe
+from glann.report.spreads import Strip, strips
+from glann.report.studies import Chart, Section, Table
 from glann.settings import setting
-
-Settings = dict[str, dict[str, Any]]
-"""What was drawn, by section of a recipe."""
-
-RATES = (-5.0, -2.0)
-"""Exponents of ten between which every learning rate is drawn, of GANs, the VAE and GLANN alike."""
-
-GAUSSIAN_SEED = 0
-"""Of the samples of the Gaussian that a run has to beat."""
-
-
-class _Draw:
-    """Independent draws from one `torch.Generator`, each rounded to six digits, as it is shown."""
-
-    def __init__(self, random: torch.Generator) -> None:
-        self._random = random
-
-    def between(self, low: float, high: float) -> float:
-        """U[low, high)."""
-        share = float(torch.rand((), generator=self._random, dtype=torch.float64))
-        return float(f"{low + (high - low) * share:.6g}")
-
-    def power(self, low: float, high: float) -> float:
-        """10^U[low, high)."""
-        return float(f"{10 ** self.between(low, high):.6g}")
-
-    def one_of(self, *values: Any) -> Any:
-        """One of some values, all equally likely."""
-        return values[int(self.between(0, len(values)))]
-
-
-def draw(model: str, index: int, seed: int) -> Settings:
-    """Settings number `index` of a model, at random.
-
-    GANs have Lucic et al.'s ranges: learning rate 10^U[−5, −2] of both players, β1 U[0, 1],
-    discriminator's steps 1 or 5, BatchNorm in the discriminator or not (never beside a penalty on
-    the gradient at single images, which it would undo, nor in place of spectral normalisation),
-    clip 10^U[−3, 0], and a penalty's weight 10^U[−1, 2], which is 1/100 to 10 times the published
-    10: R3GAN's, published as .25 for these pixels, gets the same multiples.  The VAE and IMLE on
-    pixels have their learning rate from the same range, the VAE β1 too.
-
-    GLANN's three learning rates, of generator, codes and mapper, are drawn independently from the
-    same range; BatchNorm in the generator or not; the mapper's width 64 to 512 and its depth 1 to
-    4; candidates per code 10^U[0, 1].  Its β1 is no setting.
-
-    Args:
-        model: "glann" or one of `glann.baselines.MODELS`.
-        index: which draw; the same one for each (seed, model, index).
-        seed: of all draws.
-
-    Returns:
-        Sections of a recipe with what was drawn.
-    """
-    of = _Draw(random_generator(seed, f"draw {model}", index))
-    if model == "glann":
-        glo = {
-            "generator_lr": of.power(*RATES),
-            "code_lr": of.power(*RATES),
-            "batch_norm": of.one_of(True, False),
-        }
-        imle = {
-            "lr": of.power(*RATES),
-            "width": of.one_of(64, 128, 256, 512),
-            "depth": of.one_of(1, 2, 3, 4),
-            "pool": of.power(0, 1),
-        }
-        return {"glo": glo, "imle": imle}
-    kind, published = MODELS[model]
-    drawn: dict[str, Any] = {"lr": of.power(*RATES)}
-    if model != "pixel-imle":
-        drawn["beta1"] = min(0.9999, of.between(0, 1))
-    if kind is GAN:
-        drawn["discriminator_steps"] = of.one_of(1, 5)
-        if "penalty" in published:
-            weight = published.get("penalty_weight", 10.0) * of.power(-2, 1)
-            drawn["penalty_weight"] = float(f"{weight:.6g}")
-        elif published.get("norm") != "spectral":
-            drawn["norm"] = of.one_of("batch", "none")
-        if "clip" in published:
-            drawn["clip"] = of.power(-3, 0)
-    return {model: drawn}
-
-
-def drawn_recipe(recipe: Recipe, model: str, drawn: Settings, share: float, seed: int) -> Recipe:
-    """`recipe` with what was drawn, `share` of its lengths and another seed."""
-    sections = dataclasses.replace(recipe, compare=_only(recipe, model)).sections()
-    sections["seed"] = seed
-    for name, settings in drawn.items():
-        length = "epochs" if model == "glann" else "images_seen"
-        shorter = max(1, round(share * sections[name][length]))
-        sections[name] = {**sections[name], length: shorter, **settings}
-    return make_recipe(recipe.name, sections)
-
-
-def _only(recipe: Recipe, model: str) -> Any:
-    models = [] if model == "glann" else [model]
-    return dataclasses.replace(recipe.compare, models=models)
+from glann.studies.draws import draw, drawn_recipe
+from glann.studies.study import Place, Row, Run, Study
 
 
 def fitted(recipe: Recipe, model: str, images: torch.Tensor, device: str) -> GLANN:
@@ -133,20 +42,18 @@ def fitted(recipe: Recipe, model: str, images: torch.Tensor, device: str) -> GLA
     return GLANN(glo.generator_, imle)
 
 
-def score(
-    recipe: Recipe, model: str, images: torch.Tensor, protocol: Protocol, device: str
-) -> dict[str, Any]:
+def score(recipe: Recipe, model: str, protocol: Protocol, device: str) -> Row:
     """Train a model and give its samples' FID and FID ÷ floor, or why it "failed".
 
     A training whose loss is not finite is a result, any other error is raised.
     """
     try:
-        pipeline = fitted(recipe, model, images, device)
+        pipeline = fitted(recipe, model, protocol.train.images, device)
     except GlannError as error:
         if "not finite" not in str(error):
             raise
         return {"failed": str(error)}
-    return ratio(pipeline.sample(protocol.n, 0), protocol)
+    return ratio(pipeline.sample(protocol.n, SAMPLE_SEED), protocol)
 
 
 def ratio(samples: torch.Tensor, protocol: Protocol) -> dict[str, float]:
@@ -162,7 +69,7 @@ def one_gaussian(images: torch.Tensor, n: int) -> torch.Tensor:
     real images.
     """
     shape = images.shape[1:]
-    pixels = Gaussian().fit(to_float(images).flatten(1)).sample(n, GAUSSIAN_SEED)
+    pixels = Gaussian().fit(to_float(images).flatten(1)).sample(n, SAMPLE_SEED)
     return to_uint8(pixels.view(n, *shape))
 
 
@@ -208,13 +115,143 @@ class Stability:
     )
 
 
-def row_of(
-    settings: Stability, recipe: Recipe, model: str, index: int, protocol: Protocol, device: str
-) -> dict[str, Any]:
-    """Draw, train and score: run `index` of a model."""
-    drawn = draw(model, index, recipe.seed)
-    changed = drawn_recipe(recipe, model, drawn, settings.share, recipe.seed + index)
+def runs(settings: Stability) -> list[Run]:
+    """One for each draw of each model, draw by draw, and what a run has to beat."""
+    shared = {"recipe": settings.recipe, "samples": settings.samples}
+    found = [Run("one-gaussian", one_gaussian_row, shared)]
+    for index in range(settings.draws):
+        for model in settings.models:
+            arguments = {**shared, "share": settings.share, "model": model, "index": index}
+            found.append(Run(f"{model}-{index}", drawn_row, arguments))
+    return found
+
+
+def one_gaussian_row(place: Place, *, recipe: str, samples: int) -> Row:
+    """The score of one Gaussian on the pixels, and the floor."""
+    protocol = _protocol(recipe, samples, place.data, place.device)
+    made = one_gaussian(protocol.train.images, protocol.n)
+    return {
+        "protocol": protocol.describe(),
+        "floor": protocol.floor["fid"],
+        **ratio(made, protocol),
+    }
+
+
+def drawn_row(
+    place: Place, *, recipe: str, samples: int, share: float, model: str, index: int
+) -> Row:
+    """Draw settings, train and score."""
+    protocol = _protocol(recipe, samples, place.data, place.device)
+    whole = load_recipe(recipe)
+    drawn = draw(model, index, whole.seed)
+    changed = drawn_recipe(whole, model, drawn, share, whole.seed + index)
     began = time.process_time()
-    found = score(changed, model, protocol.train.images, protocol, device)
-    seconds = round(time.process_time() - began, 3)
-    return {"model": model, "draw": index, "drawn": drawn, **found, "cpu_seconds": seconds}
+    found = score(changed, model, protocol, place.device)
+    return {"drawn": drawn, **found, "cpu_seconds": round(time.process_time() - began, 3)}
+
+
+@functools.cache  # a process carries out many runs
+def _protocol(recipe: str, samples: int, data: str | None, device: str) -> Protocol:
+    section = load_recipe(recipe).data
+    train, test = load(section, data), load_test(section, data)
+    return make_protocol(train, test, "auto", samples, device, False, None, lambda text: None)
+
+
+def section(settings: Stability, rows: Sequence[Row], folder: Path) -> Section:
+    """The scores of all draws, and the share that failed."""
+    gaussian = next(row for row in rows if row["key"] == "one-gaussian")
+    bound = settings.bound or gaussian["fid_over_floor"]
+    found = {
+        model: summary([row for row in rows if row.get("model") == model], bound)
+        for model in settings.models
+    }
+    ranked = sorted(found, key=lambda model: (found[model]["share"], found[model]["median"]))
+    cost = {
+        model: statistics.median(row["cpu_seconds"] for row in rows if row.get("model") == model)
+        for model in settings.models
+    }
+    strips_shown = [
+        Strip(
+            LABELS[model],
+            [row.get("fid_over_floor", math.inf) for row in rows if row.get("model") == model],
+            found[model]["median"],
+            ours=model == "glann",
+        )
+        for model in ranked
+    ]
+    what = "a bound that was set" if settings.bound else "that of one Gaussian on the pixels"
+    return Section(
+        finding=(
+            f"With settings at random {_failures(ranked[0], found)} fails least often, "
+            f"{_failures(ranked[-1], found)} most often. {_of_glann(found)}"
+        ),
+        paragraphs=[
+            f"A run failed if it was not finite or its FID ÷ floor above {bound:.3g}, {what}.",
+            _RANGES,
+        ],
+        tables=[
+            Table(
+                ["model", "failed", "share", "best", "median", "worst", "CPU seconds"],
+                [
+                    [
+                        LABELS[model],
+                        f"{found[model]['failed']} of {found[model]['runs']}",
+                        f"{found[model]['share']:.0%}",
+                        *(f"{found[model][name]:.3g}" for name in ("best", "median", "worst")),
+                        f"{cost[model]:.1f}",
+                    ]
+                    for model in ranked
+                ],
+                "FID ÷ floor over all draws; a run that was not finite counts as infinite. CPU "
+                "seconds are the median of a training with its score.",
+                ours={LABELS["glann"]},
+            )
+        ],
+        charts=[
+            Chart(
+                "FID ÷ floor of each run",
+                strips(strips_shown, "stability", "FID ÷ floor", bound),
+                "A dot for each run, a bar at the median, crosses for runs that were not finite. "
+                "Those right of the dashed line failed.",
+            )
+        ],
+    )
+
+
+_RANGES = (
+    "GANs have Lucic et al.'s ranges: learning rate 10^U[−5, −2], β1 U[0, 1], 1 or 5 steps of the "
+    "discriminator, its BatchNorm on or off (where no penalty forbids it), clip 10^U[−3, 0], "
+    "penalty 1/100 to 10 times the published weight. GLANN's three learning rates are drawn "
+    "independently from the same three decades, its BatchNorm is on or off, its mapper has 1 to 4 "
+    "layers of 64 to 512 units, and 1 to 10 candidates are drawn for each code; its β1 is no "
+    "setting. A run at a low learning rate may fail by not having come far: the length is the "
+    "same for all, and none is stopped early."
+)
+
+
+def _failures(model: str, found: dict[str, dict[str, float]]) -> str:
+    n = found[model]
+    return (
+        f"{LABELS[model]} ({n['failed']} of {n['runs']} runs, median FID ÷ floor {n['median']:.3g})"
+    )
+
+
+def _of_glann(found: dict[str, dict[str, float]]) -> str:
+    if "glann" not in found or len(found) < 2:
+        return ""
+    glann = found["glann"]
+    others = [n for model, n in found.items() if model != "glann"]
+    failed, total = (sum(int(n[key]) for n in others) for key in ("failed", "runs"))
+    return (
+        f"GLANN fails in {glann['failed']} of {glann['runs']}, best {glann['best']:.3g}, worst "
+        f"{glann['worst']:.3g}; the others together in {failed} of {total}."
+    )
+
+
+STUDY = Study(
+    name="stability",
+    claim="training is stable: it does well without finding the right settings first",
+    settings=Stability,
+    runs=runs,
+    section=section,
+)
