@@ -36,7 +36,8 @@ subset = 300
 def rows_of(settings, folder):
     rows = []
     for run in runs(settings):
-        made = run.function(Place(folder / "study-blur", folder), **run.arguments)
+        place = Place(folder / "study-blur", folder, key=run.key)
+        made = run.function(place, **run.arguments)
         rows += [{"key": run.key, **row} for row in (made if isinstance(made, list) else [made])]
     return rows
 

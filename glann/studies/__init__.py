@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from glann.studies.study import Study
 
-STUDIES = {"modes": "no mode of the data is dropped"}
+STUDIES = {
+    "modes": "no mode of the data is dropped",
+    "gradients": "the gradient does not vanish",
+    "stability": "training is stable with settings at random",
+    "blur": "IMLE on pixels is blurred, GLANN is not",
+}
 """Names of the studies, each also of its module here, and what they test in a few words."""
 
 

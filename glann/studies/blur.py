@@ -53,7 +53,7 @@ def runs(settings: Blur) -> list[Run]:
 def floor(place: Place, *, recipe: str, samples: int) -> Row:
     """How sharp training images are beside test images: 1, but for chance."""
     train, test = _images(recipe, place.data)
-    return _row("floor", 0, train[:samples], test, place.folder)
+    return _row("floor", 0, train[:samples], test, place)
 
 
 def sharpness(
@@ -71,7 +71,7 @@ def sharpness(
     changed = drawn_recipe(whole, model, lengths, share, whole.seed + seed)
     where = place.runs / whole.name / (f"seeds/{changed.seed}" if seed else "")
     if share < 1:
-        where = place.folder / "training" / f"{model}-{seed}"
+        where = place.training
     how: dict[str, Any] = {"data": place.data, "device": place.device, "progress": False}
     rows = []
     if model == "glann":
@@ -79,11 +79,11 @@ def sharpness(
         assert pipeline.codes is not None
         some = torch.arange(min(samples, len(pipeline.codes)))
         made = pipeline.reconstruct(some)
-        rows.append(_row("reconstructions", seed, made, test, place.folder))
+        rows.append(_row("reconstructions", seed, made, test, place))
     else:
         pipeline = runner.train_baseline(changed, model, where, **how)
     made = pipeline.sample(min(samples, len(test)), SAMPLE_SEED)
-    return [*rows, _row(model, seed, made, test, place.folder)]
+    return [*rows, _row(model, seed, made, test, place)]
 
 
 def _images(recipe: str, data: str | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,9 +98,9 @@ def _images(recipe: str, data: str | None) -> tuple[torch.Tensor, torch.Tensor]:
     return load(section, data).images, test.images
 
 
-def _row(model: str, seed: int, images: torch.Tensor, test: torch.Tensor, folder: Path) -> Row:
-    picture = f"pictures/{model}-{seed}.png"
-    save_grid(images[:64], folder / picture, columns=8)
+def _row(model: str, seed: int, images: torch.Tensor, test: torch.Tensor, place: Place) -> Row:
+    picture = f"pictures/{place.key}-{model}.png"
+    save_grid(images[:64], place.folder / picture, columns=8)
     found = relative_sharpness(real=test, fake=images)
     return {"model": model, "seed": seed, "sharpness": found, "picture": picture}
 
