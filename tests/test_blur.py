@@ -98,10 +98,12 @@ def test_shorter_trainings_do_not_touch_those_of_the_recipe(study, monkeypatch):
 def test_the_section_shows_each_model_with_its_samples(study):
     settings, rows, folder = study
     made = section(settings, rows, folder)
-    assert f"GLANN {rows[2]['sharpness']:.2f} ± 0.00" in made.finding
+    assert f"GLANN {rows[2]['sharpness']:.2f}, IMLE" in made.finding
     assert [picture.path for picture in made.pictures] == [row["picture"] for row in rows]
     assert [picture.ours for picture in made.pictures] == [False, False, True, False]
     assert len(made.tables[0].rows) == 4
+    twice = section(settings, [*rows, rows[2] | {"sharpness": rows[2]["sharpness"] + 2}], folder)
+    assert f"GLANN {rows[2]['sharpness'] + 1:.2f} ± 1.41" in twice.finding
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -113,7 +115,7 @@ def test_the_settings_that_ship(quick):
 def test_findings_by_hand():
     rows = [{"model": "a", "sharpness": 1.0}, {"model": "b", "sharpness": 0.5}]
     rows.append({"model": "a", "sharpness": 3.0})
-    assert findings(rows) == {"a": (2.0, pytest.approx(2**0.5)), "b": (0.5, 0.0)}
+    assert findings(rows) == {"a": (2.0, pytest.approx(2**0.5)), "b": (0.5, None)}
 
 
 def test_without_test_images_it_says_so(tmp_path):

@@ -105,22 +105,24 @@ def _row(model: str, seed: int, images: torch.Tensor, test: torch.Tensor, place:
     return {"model": model, "seed": seed, "sharpness": found, "picture": picture}
 
 
-def findings(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation over seeds of each model's sharpness beside test images."""
-    found = {}
+def findings(rows: Sequence[Row]) -> dict[str, tuple[float, float | None]]:
+    """Mean and standard deviation over seeds of each model's sharpness; None for one seed."""
+    found: dict[str, tuple[float, float | None]] = {}
     for model in dict.fromkeys(row["model"] for row in rows if "sharpness" in row):
         values = [row["sharpness"] for row in rows if row["model"] == model and "sharpness" in row]
-        found[model] = (
-            statistics.fmean(values),
-            (statistics.stdev(values) if len(values) > 1 else 0.0),
-        )
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        found[model] = (statistics.fmean(values), spread)
     return found
+
+
+def _text(mean: float, spread: float | None) -> str:
+    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
 
 
 def section(settings: Blur, rows: Sequence[Row], folder: Path) -> Section:
     """Sharpness of all models, and their samples side by side."""
     found = findings(rows)
-    shown = {model: f"{mean:.2f} ± {spread:.2f}" for model, (mean, spread) in found.items()}
+    shown = {model: _text(*numbers) for model, numbers in found.items()}
     listed = ", ".join(f"{LABELS[model]} {text}" for model, text in shown.items())
     pictures = {row["model"]: row["picture"] for row in reversed(rows) if "picture" in row}
     return Section(
@@ -130,7 +132,7 @@ def section(settings: Blur, rows: Sequence[Row], folder: Path) -> Section:
             Table(
                 ["model", "sharpness"],
                 [[LABELS[model], text] for model, text in shown.items()],
-                f"Mean ± standard deviation over {settings.seeds} seeds.",
+                "Mean ± standard deviation over seeds, where there are several.",
                 ours={LABELS["glann"]},
             )
         ],
