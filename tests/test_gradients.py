@@ -223,9 +223,11 @@ def test_the_section_says_and_shows_what_was_found(study, tmp_path):
     settings, rows = study
     made = section(settings, rows, tmp_path)
     found = findings(rows)
-    assert f"{found['imle-matched']['loss_fell']:.3g}" in made.finding
+    assert f"and its error ÷ {found['imle-matched']['loss_fell']:.3g}" in made.finding
     assert [row[0] for row in made.tables[0].rows] == ["minimax GAN", "R3GAN's loss"]
-    assert made.tables[0].rows[0][1].startswith(f"{found['mm-gan']['fell']:.3g} ")
+    fell = found["mm-gan"]["fell"]
+    expected = f"÷ {fell:.3g} " if fell > 1 else f"× {1 / fell:.3g} "
+    assert made.tables[0].rows[0][1].startswith(expected)
     assert len(made.charts) == 3
     assert all("currentColor" in chart.svg for chart in made.charts)
 
@@ -236,8 +238,8 @@ def test_the_finding_names_the_loss_that_vanishes(study, tmp_path):
 
     curves = {"ns-gan": curve(1, 2, 2), "mm-gan": curve(1, 2, 1e-3)}
     finding = section(study[0], [{"curves": curves}], tmp_path).finding
-    assert "loss of the minimax GAN: by 1e+03 ×/÷ 1 from the first" in finding
-    assert "by 2e+03 ×/÷ 1 from its highest" in finding
+    assert "most with the minimax GAN: ÷ 1,000 (×/÷ 1) from the first" in finding
+    assert "÷ 2,000 (×/÷ 1) from its highest" in finding
     assert finding.endswith("half of its highest with: non-saturating GAN.")
 
 

@@ -47,7 +47,7 @@ def bundles(shown: Sequence[Bundle], name: str, x: str, y: str) -> str:
     """
     right = 22 + 7 * max(len(bundle.name) for bundle in shown)
     fig, axes = page_figure(
-        max(280, 60 + NAME_STEP * len(shown)), bottom=42, left=54, top=8, right=right
+        max(280, 60 + NAME_STEP * len(shown)), bottom=42, left=64, top=8, right=right
     )
     axes.set_xscale("log")
     axes.set_yscale("log")

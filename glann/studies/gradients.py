@@ -183,28 +183,29 @@ def section(settings: Gradients, rows: Sequence[Row], folder: Path) -> Section:
         paragraphs=[_MEANING],
         tables=[
             Table(
-                ["loss", "fell, first to last", "fell from its highest"],
+                ["loss", "norm, first to last", "norm, highest to last"],
                 [
-                    [LABELS[name], _factor(n, "fell"), _factor(n, "fell_from_peak")]
+                    [LABELS[name], _spread(n, "fell"), _spread(n, "fell_from_peak")]
                     for name, n in gans.items()
                 ],
                 "Norm of a frozen generator's gradient while a fresh discriminator takes "
-                f"{settings.steps:,} steps: factors by which it fell (below 1: it rose), geometric "
-                "mean ×/÷ standard deviation over stages and seeds.",
+                f"{settings.steps:,} steps: the factor by which it fell (÷) or rose (×), geometric "
+                "mean over stages and seeds (×/÷ standard deviation).",
             ),
             Table(
-                ["without a discriminator", "norm fell", "error fell", "norm ÷ error fell"],
+                ["without a discriminator", "norm", "error", "norm ÷ error"],
                 [
                     [
                         _OWN[name],
-                        _factor(n, "fell"),
-                        f"{n['loss_fell']:.3g}",
-                        f"{n['relative_fell']:.3g}",
+                        _spread(n, "fell"),
+                        _change(n["loss_fell"]),
+                        _change(n["relative_fell"]),
                     ]
                     for name, n in own.items()
                 ],
-                "The error is the loss that is minimised. Below 1 in the last column: for the "
-                "error that is left the gradient is larger than it was.",
+                "First to last, in the same way. The error is the loss that is minimised. × in the "
+                "last column: for the error that is left the gradient is larger than it was. ÷: "
+                "it comes near a minimum, with an error that the network can't take away.",
                 ours=set(_OWN.values()),
             ),
         ],
@@ -230,36 +231,38 @@ _OWN = {
 }
 
 
-def _factor(numbers: dict[str, float], name: str) -> str:
-    return f"{numbers[name]:.3g} ×/÷ {numbers[f'{name}_spread']:.2g}"
+def _change(fell: float) -> str:
+    """÷ by what a number fell, or × by what it rose."""
+    sign, factor = ("÷", fell) if fell >= 1 else ("×", 1 / fell)
+    return f"{sign} {float(f'{factor:.3g}'):,g}"
+
+
+def _spread(numbers: dict[str, float], name: str) -> str:
+    return f"{_change(numbers[name])} (×/÷ {numbers[f'{name}_spread']:.2g})"
 
 
 def _finding(gans: dict[str, dict[str, float]], own: dict[str, dict[str, float]]) -> str:
     parts = []
     if gans:
         most = max(gans, key=lambda name: gans[name]["fell_from_peak"])
-        numbers = gans[most]
         parts.append(
-            "As its discriminator gets better, a frozen generator's gradient falls most under the "
-            f"loss of the {LABELS[most]}: by {_factor(numbers, 'fell')} from the first measurement "
-            f"to the last, by {_factor(numbers, 'fell_from_peak')} from its highest."
+            "As its discriminator gets better, a frozen generator's gradient falls most with the "
+            f"{LABELS[most]}: {_spread(gans[most], 'fell')} from the first measurement to the "
+            f"last, {_spread(gans[most], 'fell_from_peak')} from its highest."
         )
-        kept = [name for name, n in gans.items() if n["fell_from_peak"] < 2]
+        kept = [LABELS[name] for name, n in gans.items() if n["fell_from_peak"] < 2]
         if kept:
-            names = ", ".join(LABELS[name] for name in kept)
-            parts.append(f"It keeps more than half of its highest with: {names}.")
-    if "imle-matched" in own:
-        n = own["imle-matched"]
-        parts.append(
-            f"IMLE's, with {POOLS[-1] / POOLS[0]:,.0f} times as many candidates, falls by "
-            f"{n['fell']:.3g} while its error falls by {n['loss_fell']:.3g}."
-        )
-    for name in ("imle", "glo"):
+            parts.append(f"It keeps more than half of its highest with: {'; '.join(kept)}.")
+    when = {
+        "imle-matched": f"with {POOLS[-1] / POOLS[0]:,.0f} times as many candidates",
+        "imle": "over its training",
+        "glo": "over its training",
+    }
+    for name, what in when.items():
         if name in own:
-            n = own[name]
+            label, n = name.removesuffix("-matched").upper(), own[name]
             parts.append(
-                f"Over its training {name.upper()}'s falls by {n['fell']:.3g} and its error by "
-                f"{n['loss_fell']:.3g}."
+                f"{label}'s {what}: {_change(n['fell'])}, and its error {_change(n['loss_fell'])}."
             )
     return " ".join(parts)
 
@@ -275,7 +278,9 @@ def _charts(rows: Sequence[Row]) -> list[Chart]:
         charts.append(
             Chart(
                 "A frozen generator's gradient",
-                bundles(lines, "gradients-gan", "steps of the discriminator", "‖∇L‖"),
+                bundles(
+                    lines, "gradients-gan", "steps of the discriminator", "norm of the gradient"
+                ),
                 "A thin line for each stage and seed, a thick one for their geometric mean.",
             )
         )
