@@ -202,10 +202,18 @@ def study(tmp_path_factory):
 
 def test_a_row_for_each_draw(study):
     _, rows = study
-    keys = ["one-gaussian", "ns-gan-0", "glann-0", "ns-gan-1", "glann-1"]
+    keys = [
+        "one-gaussian",
+        "ns-gan-recipe",
+        "glann-recipe",
+        "ns-gan-0",
+        "glann-0",
+        "ns-gan-1",
+        "glann-1",
+    ]
     assert [row["key"] for row in rows] == keys
     assert rows[0]["fid_over_floor"] == pytest.approx(rows[0]["fid"] / rows[0]["floor"])
-    for row in rows[1:]:
+    for row in rows[3:]:
         assert row["drawn"] == draw(row["model"], row["index"], 0)
         assert row["fid"] > 0
 
@@ -216,7 +224,8 @@ def test_the_section_counts_what_is_worse_than_one_gaussian(study, tmp_path):
     bound = rows[0]["fid_over_floor"]
     for name, *cells in made.tables[0].rows:
         model = {"GLANN": "glann", "non-saturating GAN": "ns-gan"}[name]
-        worse = [r for r in rows if r.get("model") == model and r["fid_over_floor"] > bound]
+        drawn = [row for row in rows if row.get("model") == model and "index" in row]
+        worse = [row for row in drawn if row["fid_over_floor"] > bound]
         assert cells[0] == f"{len(worse)} of 2"
     assert f"above {bound:.3g}, that of one Gaussian" in made.paragraphs[0]
     set_bound = dataclasses.replace(settings, bound=1e9)
@@ -233,6 +242,7 @@ def test_a_run_that_was_not_finite_is_shown_as_failed(study, tmp_path):
     ]
     made = section(dataclasses.replace(settings, bound=1e9), broken, tmp_path)
     (glann,) = (row for row in made.tables[0].rows if row[0] == "GLANN")
+    assert glann[6] == f"{rows[2]['fid_over_floor']:.3g}"
     assert glann[1:3] == ["1 of 2", "50%"]
     assert glann[5] == "inf"
 
@@ -240,4 +250,4 @@ def test_a_run_that_was_not_finite_is_shown_as_failed(study, tmp_path):
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_settings_that_ship(quick):
     settings = load_settings(STUDY, quick=quick)
-    assert len(runs(settings)) == 1 + settings.draws * len(settings.models)
+    assert len(runs(settings)) == 1 + (1 + settings.draws) * len(settings.models)

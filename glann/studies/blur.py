@@ -22,7 +22,7 @@ from glann.images import save_grid
 from glann.recipes import load_recipe
 from glann.report.studies import Picture, Section, Table
 from glann.settings import setting
-from glann.studies.draws import drawn_recipe
+from glann.studies.draws import as_it_is, drawn_recipe
 from glann.studies.study import Place, Row, Run, Study
 
 
@@ -65,10 +65,7 @@ def sharpness(
     """
     test = _images(recipe, place.data)[1]
     whole = load_recipe(recipe)
-    lengths: dict[str, dict[str, Any]] = (
-        {"glo": {}, "imle": {}} if model == "glann" else {model: {}}
-    )
-    changed = drawn_recipe(whole, model, lengths, share, whole.seed + seed)
+    changed = drawn_recipe(whole, model, as_it_is(model), share, whole.seed + seed)
     where = place.runs / whole.name / (f"seeds/{changed.seed}" if seed else "")
     if share < 1:
         where = place.training

@@ -89,6 +89,11 @@ def draw(model: str, index: int, seed: int) -> Settings:
     return {model: drawn}
 
 
+def as_it_is(model: str) -> Settings:
+    """No change to a model's settings."""
+    return {"glo": {}, "imle": {}} if model == "glann" else {model: {}}
+
+
 def drawn_recipe(recipe: Recipe, model: str, drawn: Settings, share: float, seed: int) -> Recipe:
     """`recipe` with what was drawn, `share` of its lengths and another seed."""
     sections = dataclasses.replace(recipe, compare=_only(recipe, model)).sections()
