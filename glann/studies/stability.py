@@ -105,8 +105,8 @@ class Stability:
         "what is trained",
         choices=("glann", *MODELS),
     )
-    draws: int = setting(8, "settings of each model", minimum=1)
-    share: float = setting(1.0, "of the recipe's lengths", minimum=1e-6, maximum=1)
+    draws: int = setting(12, "settings of each model", minimum=1)
+    share: float = setting(0.5, "of the recipe's lengths", minimum=1e-6, maximum=1)
     samples: int = setting(10_000, "samples and real images in a score, at the most", minimum=50)
     bound: float = setting(
         0.0,
