@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from glann.studies.study import Study
 
-STUDIES = {"modes": "no mode of the data is dropped"}
+STUDIES = {
+    "modes": "no mode of the data is dropped",
+    "likelihood": "likelihood is maximised without computing one",
+}
 """Names of the studies, each also of its module here, and what they test in a few words."""
 
 
