@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from glann import cli, studies
 from glann.errors import GlannError
+from glann.report import write_report
 from glann.report.studies import Chart, Picture, Section, Table, sections_in
 from glann.settings import setting
 from glann.studies import STUDIES, find_study
@@ -152,6 +153,19 @@ def test_a_quick_section_gives_way_to_the_other(folder):
     go(folder)
     (shown,) = sections_in(folder.parent)
     assert "3 squares" in shown
+
+
+def test_a_comparison_s_page_ends_with_the_studies_beside_its_run(folder, tmp_path):
+    go(folder)
+    results = {
+        "recipe": "tiny",
+        "command": "glann compare tiny",
+        "protocol": {"real": "test images", "n": 100},
+        "rows": [{"model": "glann", "label": "GLANN", "group": "glann", "seed": 0, "n": 100}],
+    }
+    sections = sections_in(folder.parent)
+    page = write_report(results, tmp_path / "runs" / "tiny" / "compare", sections).read_text()
+    assert page.count('id="study-squares"') == 1
 
 
 # --- settings -----------------------------------------------------------------------------------
