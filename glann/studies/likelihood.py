@@ -35,8 +35,11 @@ from glann.studies.study import Place, Row, Run, Study
 GAUSSIANS = {f"gaussian-{dim}": GaussianMixture(torch.zeros(1, dim), 1.0) for dim in (2, 8)}
 DENSITIES = {**MIXTURES, **GAUSSIANS}
 
-WIDTHS = [round(10 ** (i / 10 - 2.5), 4) for i in range(31)]
-"""Of kernels to choose among, from .003 to 3 of the data's unit."""
+WIDTHS = [round(10 ** (i / 5 - 2.6), 4) for i in range(16)]
+"""Of kernels to choose among, from .0025 to 2.5 of the data's unit, 1.6 times apart."""
+
+CANDIDATES = 500
+"""Of IMLE in a step, as many as data: the theorem wants no fewer."""
 
 PUBLISHED = {"GMMN": "147 ± 2", "GAN": "225 ± 2", "IMLE": "257 ± 6", "AAE": "340 ± 2"}
 """Mean log-likelihoods of MNIST's test images as their papers give them, in nats: generative moment
@@ -58,7 +61,7 @@ class LikelihoodSettings:
     densities: list[str] = setting([*DENSITIES], "known ones", choices=tuple(DENSITIES))
     seeds: int = setting(3, "runs of each", minimum=1)
     steps: int = setting(10_000, "of IMLE on data of known density", minimum=8)
-    held_out: int = setting(2000, "fresh points whose likelihood is measured", minimum=2)
+    held_out: int = setting(1000, "fresh points whose likelihood is measured", minimum=2)
     recipe: str = setting("mnist-short", "whose images and models are scored; none: no images")
     models: list[str] = setting(
         ["glann", "pixel-imle", "vae", "ns-gan", "wgan-gp"],
@@ -108,12 +111,12 @@ def density_row(place: Place, *, density: str, seed: int, steps: int, held_out: 
     points = data.sample(20_000, seed)
     validation = data.sample(held_out, seed, "validation")
     test = data.sample(held_out, seed, "test")
-    imle = PointIMLE(steps=steps)
+    imle = PointIMLE(steps=steps, candidates=CANDIDATES)
     at = sorted({round(steps * 2**-i) for i in range(8)})
     curve = []
     for step, _ in imle.training(points, seed, place.device):
         if step in at:
-            samples = imle.sample(5000, seed)
+            samples = imle.sample(5 * held_out, seed)
             sigma = choose_sigma(real=validation, fake=samples, sigmas=WIDTHS)
             found = parzen_log_likelihood(real=test, fake=samples, sigma=sigma)
             objective = float(nearest(test, samples)[1].mean())

@@ -36,7 +36,7 @@ CANDIDATES = {"ring": 40, "grid": 100}
 """Of plain IMLE in a step, about five for each mode: with many more, all data find one near, and
 nothing pulls at the others."""
 
-REFUSING, REFUSE = 200, 16.0
+REFUSING, REFUSE = 200, 18.0
 """Candidates of IMLE that refuses the near, and how near: see `PointIMLE`."""
 
 
@@ -51,10 +51,10 @@ class ModesSettings:
     seeds: int = setting(5, "runs of each model", minimum=1)
     first_seed: int = setting(0, "of the runs", minimum=0)
     points: int = setting(100_000, "points to learn from", minimum=100)
-    imle_steps: int = setting(10_000, "of IMLE, 500 points each", minimum=1)
-    glo_steps: int = setting(3000, "of GLANN's stage one, before IMLE's", minimum=1)
+    imle_steps: int = setting(6000, "of IMLE, 500 points each", minimum=1)
+    glo_steps: int = setting(2000, "of GLANN's stage one, before IMLE's", minimum=1)
     gan_steps: int = setting(
-        4000, "of a GAN's discriminator, 100 points each (published: 400,000)", minimum=1
+        2000, "of a GAN's discriminator, 100 points each (published: 400,000)", minimum=1
     )
 
 

@@ -161,7 +161,8 @@ class PointIMLE:
     batch_size: int = setting(500, "points in a step", minimum=1)
     candidates: int = setting(100, "drawn in a step", minimum=1)
     refuse: float = setting(
-        0.0, "at the start: candidates nearer to a point are refused, in neighbours' distances",
+        0.0,
+        "candidates nearer to a point are refused, in neighbours' distances, a tenth at the end",
         minimum=0,
     )  # fmt: skip
     lr: float = setting(2e-3, "Adam's learning rate at the start; it falls as a cosine", minimum=0)
@@ -187,7 +188,7 @@ class PointIMLE:
             candidates = self.mapper_(e)
             distances = torch.cdist(z, candidates.detach())
             # Less and less: far ones are drawn in first, then all of a mode is matched.
-            near = distances.amin(0) < self.refuse * apart * (1 - step / self.steps)
+            near = distances.amin(0) < self.refuse * apart * (1 - 0.9 * step / self.steps)
             if not near.all():  # else nothing were left to be chosen
                 distances = distances.masked_fill(near, torch.inf)
             chosen = distances.argmin(1)
