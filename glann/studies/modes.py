@@ -61,12 +61,13 @@ class ModesSettings:
 def runs(settings: ModesSettings) -> list[Run]:
     """One for each mixture, model and seed."""
     found = []
-    for mixture in settings.mixtures:
-        for model in settings.models:
-            steps = [settings.imle_steps] if model in OURS else [settings.gan_steps]
-            if model == "glann":
-                steps.append(settings.glo_steps)
-            for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
+    # Seed by seed: a study that is stopped has something of every model.
+    for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
+        for mixture in settings.mixtures:
+            for model in settings.models:
+                steps = [settings.imle_steps] if model in OURS else [settings.gan_steps]
+                if model == "glann":
+                    steps.append(settings.glo_steps)
                 arguments = {"mixture": mixture, "model": model, "seed": seed}
                 arguments |= {"points": settings.points, "steps": steps}
                 found.append(Run(f"{mixture}-{model}-{seed}", points_row, arguments))
