@@ -102,8 +102,8 @@ def test_a_row_of_modes_and_its_picture(tmp_path):
     assert (tmp_path / row["picture"]).is_file()
     settings = modes.ModesSettings(mixtures=["ring"], models=["imle", "wgan"], seeds=1)
     rows = [
-        {"mixture": "ring", "model": "imle", "seed": 0, **row},
-        {"mixture": "ring", "model": "wgan", "seed": 0, "failed": "not finite"},
+        {"key": "ring-imle-0", "mixture": "ring", "model": "imle", "seed": 0, **row},
+        {"key": "r", "mixture": "ring", "model": "wgan", "seed": 0, "failed": "not finite"},
     ]
     section = modes.section(settings, rows, tmp_path)
     (table,) = section.tables
@@ -119,3 +119,20 @@ def test_width_within_modes():
     assert modes.within_modes(data.sample(20_000, 0), "ring") == pytest.approx(cut, abs=0.01)
     assert modes.within_modes(data.centres, "ring") == pytest.approx(0, abs=1e-5)
     assert modes.within_modes(torch.full((3, 2), 9.0), "ring") is None
+
+
+def test_stacked_digits_have_runs_and_a_table_beside_published_ones(tmp_path):
+    settings = modes.ModesSettings(mixtures=[], stacked=["glann", "ns-gan"], seeds=2)
+    keys = [run.key for run in modes.runs(settings)]
+    assert keys == ["stacked-glann-0", "stacked-ns-gan-0", "stacked-glann-1", "stacked-ns-gan-1"]
+    given = {"found": 990, "kl": 0.05, "accuracy": 0.99, "birthday": 300}
+    given |= {"picture": "a.png", "closest": "b.png"}
+    rows = [
+        {"key": run.key, **run.arguments, **given, "birthday": None if run.arguments["seed"] else 9}
+        for run in modes.runs(settings)
+    ]
+    section = modes.section(settings, rows, tmp_path)
+    (table,) = section.tables
+    assert table.rows[0] == ["GLANN", "990 ± 0", "0.050 ± 0.000", "9, none"]
+    assert "accuracy 99.00%" in table.note
+    assert len(section.pictures) == 4

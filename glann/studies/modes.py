@@ -1,7 +1,7 @@
 """Mode dropping: how many modes of the data a sampler reaches, and in what proportions.
 
 VEEGAN's protocol (Srivastava et al. 2017, arXiv 1705.07761, section 4.1): 8 Gaussians in a ring, 25
-in a grid, 2,500 samples of each model.
+in a grid, 2,500 samples of each model.  And stacked digits, see `glann.studies.stacked`.
 """
 
 import statistics
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from glann.baselines import MODELS
 from glann.comparison import LABELS
 from glann.evaluation.modes import count_modes
 from glann.images import write_png
@@ -18,6 +19,7 @@ from glann.report.studies import Picture, Section, Table
 from glann.settings import setting
 from glann.studies.mixtures import MIXTURES
 from glann.studies.points import POINT_GANS, PointGAN, PointGLANN, PointIMLE, point_gan
+from glann.studies.stacked import stacked_row
 from glann.studies.study import Place, Row, Run, Study
 
 SAMPLES = 2500
@@ -31,6 +33,15 @@ PUBLISHED = [
     ["PacGAN, published", "7.9 | 24.8", "95.6% | 93.6%", "–"],
 ]
 """Rings | grids of Srivastava et al. 2017 and Lin et al. 2018 (arXiv 1712.04086)."""
+
+PUBLISHED_STACKED = [
+    ("DCGAN", "99", "3.40"),
+    ("VEEGAN", "150", "2.95"),
+    ("PacGAN", "1000", "0.06"),
+    ("WGAN-GP", "959", "0.73"),
+    ("R3GAN", "1000", "0.029"),
+]
+"""After 50 epochs of 128,000 composites: Lin et al. 2018, Huang et al. 2024 (arXiv 2501.05441)."""
 
 CANDIDATES = {"ring": 40, "grid": 100}
 """Of plain IMLE in a step, about five for each mode: with many more, all data find one near, and
@@ -48,6 +59,12 @@ class ModesSettings:
     models: list[str] = setting(
         [*OURS, *POINT_GANS], "what is trained", choices=(*OURS, *POINT_GANS)
     )
+    stacked: list[str] = setting(
+        [], "models that learn stacked images of digits", choices=("glann", *MODELS)
+    )
+    recipe: str = setting("mnist-short", "of the digits, the networks and the lengths")
+    composites: int = setting(128_000, "stacked images to learn from", minimum=100)
+    samples: int = setting(26_000, "stacked images whose digits are read", minimum=10)
     seeds: int = setting(5, "runs of each model", minimum=1)
     first_seed: int = setting(0, "of the runs", minimum=0)
     points: int = setting(100_000, "points to learn from", minimum=100)
@@ -71,6 +88,10 @@ def runs(settings: ModesSettings) -> list[Run]:
                 arguments = {"mixture": mixture, "model": model, "seed": seed}
                 arguments |= {"points": settings.points, "steps": steps}
                 found.append(Run(f"{mixture}-{model}-{seed}", points_row, arguments))
+        for model in settings.stacked:
+            arguments = {"recipe": settings.recipe, "model": model, "seed": seed}
+            arguments |= {"composed": settings.composites, "samples": settings.samples}
+            found.append(Run(f"stacked-{model}-{seed}", stacked_row, arguments))
     return found
 
 
@@ -137,7 +158,7 @@ def section(settings: ModesSettings, rows: Sequence[Row], folder: Path) -> Secti
     for mixture in settings.mixtures:
         lines = []
         for model in settings.models:
-            own = [r for r in rows if (r["mixture"], r["model"]) == (mixture, model)]
+            own = [r for r in rows if (r.get("mixture"), r["model"]) == (mixture, model)]
             done = [row for row in own if row in good]
             name = label(model)
             if done:
@@ -167,7 +188,7 @@ def section(settings: ModesSettings, rows: Sequence[Row], folder: Path) -> Secti
                 [*OURS.values()],
             )
         )
-        ours = [row for row in good if row["mixture"] == mixture and row["model"] in OURS]
+        ours = [r for r in good if r.get("mixture") == mixture and r["model"] in OURS]
         if ours:
             findings.append(
                 f"{mixture}: all {modes} modes in "
@@ -175,6 +196,21 @@ def section(settings: ModesSettings, rows: Sequence[Row], folder: Path) -> Secti
                 f"GLANN, {min(r['high_quality'] for r in ours):.0%} to "
                 f"{max(r['high_quality'] for r in ours):.0%} of samples of high quality"
             )
+    stacked = [row for row in good if row["key"].startswith("stacked-")]
+    if stacked:
+        tables.append(_stacked_table(settings, stacked))
+        findings += [
+            f"stacked digits: {LABELS[row['model']]} {row['found']} of 1,000 modes, seed "
+            f"{row['seed']}"
+            for row in stacked
+            if row["model"] == "glann"
+        ]
+        for row in stacked:
+            if row["seed"] == settings.first_seed:
+                name = LABELS[row["model"]]
+                ours_too = row["model"] == "glann"
+                pictures.append(Picture(row["picture"], f"stacked, {name}", ours_too))
+                pictures.append(Picture(row["closest"], f"its nearest pairs, {name}", ours_too))
     why = (
         "IMLE pulls a sample to each datum, so no mode is left out; but samples that are nearest "
         "to no datum are never pulled, and lie between the modes. Refusing candidates that are "
@@ -186,7 +222,32 @@ def section(settings: ModesSettings, rows: Sequence[Row], folder: Path) -> Secti
         "and with the published rows. BEGAN is left out: an autoencoder of two numbers learns the "
         "identity."
     )
-    return Section("; ".join(findings) + ".", [why, budget], tables, (), pictures)
+    finding = "; ".join(findings) or "Neither IMLE nor GLANN was among the models"
+    return Section(finding + ".", [why, budget], tables, (), pictures)
+
+
+def _stacked_table(settings: ModesSettings, rows: Sequence[Row]) -> Table:
+    """Modes, KL and birthdays of stacked images, beside the published ones."""
+    lines = []
+    for model in settings.stacked:
+        own = [row for row in rows if row["model"] == model]
+        if own:
+            sizes = [str(row["birthday"] or "none") for row in own]
+            lines.append([
+                LABELS[model], spread([row["found"] for row in own], 0),
+                spread([row["kl"] for row in own], 3), ", ".join(sizes),
+            ])  # fmt: skip
+    lines += [[f"{name}, published", modes, kl, "–"] for name, modes, kl in PUBLISHED_STACKED]
+    accuracy = rows[0]["accuracy"]
+    read = "unknown accuracy" if accuracy is None else f"accuracy {accuracy:.2%} on test digits"
+    return Table(
+        ["model", "modes of 1,000", "reverse KL", "birthday"],
+        lines,
+        f"Stacked digits of {settings.recipe}, {settings.samples:,} samples, read by a classifier "
+        f"of {read}. Birthday: the smallest sample that likely holds a near-duplicate; the support "
+        "is about its square.",
+        [LABELS["glann"]],
+    )
 
 
 def label(model: str) -> str:
