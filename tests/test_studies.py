@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -269,3 +270,14 @@ def test_bad_input_is_an_error_and_no_traceback(shell, args, message):
     assert done.exit_code == 2
     assert message in done.output
     assert "Traceback" not in done.output
+
+
+def test_ctrl_c_between_processes_stops_them_and_what_is_done_is_kept(folder, monkeypatch):
+    def say(text):
+        if "square-" in text:  # the first row is written
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="goes on from there"):
+        carry_out(STUDY, Squares(), folder, jobs=2, device="cpu", say=say)
+    assert len(list((folder / "rows").glob("*.json"))) == 1
+    assert multiprocessing.active_children() == []

@@ -51,9 +51,8 @@ def stacked_row(
 
     Returns:
         "found" modes of 1,000, reverse "kl" in nats, the classifier's "accuracy" on single test
-        images, "birthday": the smallest sample with a likely near-duplicate, nearer than one pair
-        of training images in a thousand is to its neighbour, or None; "picture" and "closest",
-        the nearest pairs of samples.
+        images, "birthday": the smallest sample that likely holds two as near as the nearest of
+        2,000 training images, or None; "picture" and "closest", the nearest pairs of samples.
     """
     asked = dataclasses.replace(load_recipe(recipe), seed=seed)
     digits, test = load(asked.data, place.data), load_test(asked.data, place.data)
@@ -99,8 +98,6 @@ def _fitted(recipe: Recipe, model: str, images: torch.Tensor, place: Place) -> G
 
 
 def _alike(images: torch.Tensor) -> float:
-    """The distance under which real images have a neighbour but once in a thousand pairs."""
-    _, distances = closest_pairs(
-        fake=to_float(images[:BIRTHDAY_SAMPLES]).flatten(1), shown=max(1, BIRTHDAY_SAMPLES // 1000)
-    )
-    return float(distances[-1])
+    """The distance of the nearest pair of so many real images: nearer ones are duplicates."""
+    some = to_float(images[:BIRTHDAY_SAMPLES]).flatten(1)
+    return float(closest_pairs(fake=some, shown=1)[1])
