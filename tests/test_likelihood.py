@@ -14,6 +14,8 @@ from glann.errors import GlannError
 from glann.evaluation import likelihood
 from glann.evaluation.likelihood import choose_sigma, mean_and_error, parzen_log_likelihood
 from glann.randomness import noise
+from glann.studies.likelihood import STUDY, LikelihoodSettings, density_row
+from glann.studies.study import Place
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.2, 1.0, 7.0])
@@ -90,3 +92,40 @@ def test_mean_and_error():
 def test_a_width_out_of_range_is_named(sigma):
     with pytest.raises(GlannError, match="sigma"):
         parzen_log_likelihood(real=torch.zeros(2, 2), fake=torch.zeros(2, 2), sigma=sigma)
+
+
+# --- the study ----------------------------------------------------------------------------------
+
+
+def test_the_objective_falls_and_the_likelihood_rises(tmp_path):
+    place = Place(tmp_path, tmp_path.parent, key="gaussian-2-0")
+    row = density_row(place, density="ring", seed=0, steps=128, held_out=50)
+    first, last = row["curve"][0], row["curve"][-1]
+    assert [point["step"] for point in row["curve"]] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert last["objective"] < first["objective"]
+    assert last["likelihood"] > first["likelihood"]
+    # No model explains fresh data better than their own density, but for chance.
+    assert last["likelihood"] < row["truth"] + 0.1
+
+
+def test_a_section_holds_curves_models_and_published_figures(tmp_path):
+    curve = [
+        {"step": 1, "objective": 2.0, "likelihood": -5.0, "sigma": 1.0},
+        {"step": 9, "objective": 0.5, "likelihood": -3.0, "sigma": 0.1},
+    ]
+    rows = [
+        {"density": "ring", "seed": seed, "curve": curve, "truth": -2.5} for seed in range(2)
+    ] + [{"model": "vae", "seed": 0, "likelihood": 210.4, "error": 1.6, "sigma": 0.2}]
+    settings = LikelihoodSettings(densities=["ring"], models=["glann", "vae"])
+    section = STUDY.section(settings, rows, tmp_path)
+    assert "rose in 2 of 2 runs" in section.finding
+    known, images = section.tables
+    assert known.rows == [["ring", "-3.00 ± 0.00", "-2.50 ± 0.00", "0.50000 ± 0.00000"]]
+    assert ["VAE", "210 ± 2", "210", "0.2"] in images.rows
+    assert any("published" in row[0] and "257" in row[1] for row in images.rows)
+    assert any("Theis" in text for text in section.paragraphs)
+
+
+def test_without_images_there_are_only_densities():
+    settings = LikelihoodSettings(densities=["ring", "grid"], recipe="none", seeds=2)
+    assert [run.key for run in STUDY.runs(settings)] == ["ring-0", "ring-1", "grid-0", "grid-1"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from glann import cli, studies
 from glann.errors import GlannError
+from glann.report import write_report
 from glann.report.studies import Chart, Picture, Section, Table, sections_in
 from glann.settings import setting
 from glann.studies import STUDIES, find_study
@@ -154,6 +156,19 @@ def test_a_quick_section_gives_way_to_the_other(folder):
     assert "3 squares" in shown
 
 
+def test_a_comparison_s_page_ends_with_the_studies_beside_its_run(folder, tmp_path):
+    go(folder)
+    results = {
+        "recipe": "tiny",
+        "command": "glann compare tiny",
+        "protocol": {"real": "test images", "n": 100},
+        "rows": [{"model": "glann", "label": "GLANN", "group": "glann", "seed": 0, "n": 100}],
+    }
+    sections = sections_in(folder.parent)
+    page = write_report(results, tmp_path / "runs" / "tiny" / "compare", sections).read_text()
+    assert page.count('id="study-squares"') == 1
+
+
 # --- settings -----------------------------------------------------------------------------------
 
 
@@ -255,3 +270,14 @@ def test_bad_input_is_an_error_and_no_traceback(shell, args, message):
     assert done.exit_code == 2
     assert message in done.output
     assert "Traceback" not in done.output
+
+
+def test_ctrl_c_between_processes_stops_them_and_what_is_done_is_kept(folder, monkeypatch):
+    def say(text):
+        if "square-" in text:  # the first row is written
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="goes on from there"):
+        carry_out(STUDY, Squares(), folder, jobs=2, device="cpu", say=say)
+    assert len(list((folder / "rows").glob("*.json"))) == 1
+    assert multiprocessing.active_children() == []

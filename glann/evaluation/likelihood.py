@@ -34,8 +34,14 @@ def parzen_log_likelihood(*, real: object, fake: object, sigma: float) -> torch.
     Raises:
         GlannError: on arrays that `as_features` refuses and on a sigma that is not above 0.
     """
-    if not 0 < sigma < math.inf:
-        raise GlannError(f"sigma = {sigma} is out of range; wanted above 0")
+    return _log_densities(real, fake, [sigma])[0]
+
+
+def _log_densities(real: object, fake: object, sigmas: Sequence[float]) -> torch.Tensor:
+    """`parzen_log_likelihood` for each of several widths: `(widths, n)`."""
+    for sigma in sigmas:
+        if not 0 < sigma < math.inf:
+            raise GlannError(f"sigma = {sigma} is out of range; wanted above 0")
     reals, fakes = as_pair(real, fake, 1, "")
     # Near the origin fewer digits cancel in ‖x‖² − 2 x·f + ‖f‖².
     middle = fakes.mean(0, dtype=torch.float64)
@@ -45,9 +51,11 @@ def parzen_log_likelihood(*, real: object, fake: object, sigma: float) -> torch.
     for part in reals.split(max(1, _TILE // len(fakes))):
         rows = part.double() - middle
         squared = (rows.square().sum(1)[:, None] - 2 * rows @ fakes.T + norms).clamp_min(0)
-        found.append(torch.logsumexp(squared / (-2 * sigma**2), 1))
-    constant = math.log(len(fakes)) + fakes.shape[1] * math.log(sigma * math.sqrt(2 * math.pi))
-    return (torch.cat(found) - constant).cpu()
+        sums = [torch.logsumexp(squared / (-2 * sigma**2), 1) for sigma in sigmas]
+        found.append(torch.stack(sums))
+    m, dim = fakes.shape
+    constants = [math.log(m) + dim * math.log(s * math.sqrt(2 * math.pi)) for s in sigmas]
+    return torch.cat(found, 1).cpu() - torch.tensor(constants, dtype=torch.float64)[:, None]
 
 
 def choose_sigma(*, real: object, fake: object, sigmas: Sequence[float]) -> float:
@@ -63,11 +71,7 @@ def choose_sigma(*, real: object, fake: object, sigmas: Sequence[float]) -> floa
     """
     if not sigmas:
         raise GlannError("there is no width to choose among; wanted at least one in sigmas")
-    means = {
-        sigma: float(parzen_log_likelihood(real=real, fake=fake, sigma=sigma).mean())
-        for sigma in sigmas
-    }
-    return max(means, key=means.__getitem__)
+    return sigmas[int(_log_densities(real, fake, sigmas).mean(1).argmax())]
 
 
 def mean_and_error(values: torch.Tensor) -> tuple[float, float]:

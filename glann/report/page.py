@@ -94,8 +94,8 @@ MEANINGS = (
 """Each score in a sentence, with the paper and its number on arXiv."""
 
 
-def page(results: dict[str, Any], folder: Path) -> str:
-    """The whole page; pictures are read from `folder`."""
+def page(results: dict[str, Any], folder: Path, studies: Sequence[str] = ()) -> str:
+    """The whole page; pictures are read from `folder`, `studies` are sections of HTML."""
     summaries = summarise(results["rows"])
     parts = [
         _header(results, summaries),
@@ -105,6 +105,7 @@ def page(results: dict[str, Any], folder: Path) -> str:
         *_closest(summaries, folder),
         _protocol(results),
         _setting(results),
+        *studies,
     ]
     version = ((results.get("environment") or {}).get("versions") or {}).get("glann")
     footer = f"""Written by glann{f" {escape(str(version))}" if version else ""}. The numbers

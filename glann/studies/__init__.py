@@ -11,6 +11,7 @@ STUDIES = {
     "gradients": "the gradient does not vanish",
     "stability": "training is stable with settings at random",
     "blur": "IMLE on pixels is blurred, GLANN is not",
+    "likelihood": "likelihood is maximised without computing one",
 }
 """Names of the studies, each also of its module here, and what they test in a few words."""
 

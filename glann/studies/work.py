@@ -6,6 +6,7 @@ rows/KEY.json                               the done mark of a run, and what it 
 results.json  pictures/  section.html  report.html
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -84,15 +85,22 @@ def carry_out(
     done = len(runs) - len(missing)
     say(f"run       {folder}: {len(runs)} runs, {done} done, {jobs} at a time on {place.device}")
     began = time.monotonic()
-    for number, (run, rows, seconds) in enumerate(_rows(missing, place, jobs), start=1):
-        content = {"digest": run.digest(study, data), "seconds": round(seconds, 3), "rows": rows}
-        storage.write_json(_file(run, folder), content)
-        left = (time.monotonic() - began) / number * (len(missing) - number)
-        failed = "".join(f", failed: {row['failed']}" for row in rows if "failed" in row)
-        say(
-            f"{done + number:4} of {len(runs)}  {run.key:30} {seconds:6.0f} s, "
-            f"about {left / 60:.0f} min left{failed}"
-        )
+    try:
+        with contextlib.closing(_rows(missing, place, jobs)) as finished:
+            for number, (run, rows, seconds) in enumerate(finished, start=1):
+                content = {"digest": run.digest(study, data), "seconds": seconds, "rows": rows}
+                storage.write_json(_file(run, folder), content)
+                left = (time.monotonic() - began) / number * (len(missing) - number)
+                failed = "".join(f", failed: {row['failed']}" for row in rows if "failed" in row)
+                say(
+                    f"{done + number:4} of {len(runs)}  {run.key:30} {seconds:6.0f} s, "
+                    f"about {left / 60:.0f} min left{failed}"
+                )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped; the runs that are done are kept in {folder / 'rows'}. The same command goes "
+            "on from there"
+        ) from None
     rows = [
         {"key": run.key, **run.arguments, **row}
         for run in runs
@@ -113,20 +121,19 @@ def _kept(study: Study, run: Run, place: Place) -> list[Row] | None:
     if not path.is_file():
         return None
     content = storage.read_json(path)
-    if content["digest"] != run.digest(study, place.data):
+    if not isinstance(content, dict) or content.get("digest") != run.digest(study, place.data):
         return None
     rows: list[Row] = content["rows"]
     return rows
 
 
-def _rows(runs: Sequence[Run], place: Place, jobs: int) -> Iterator[tuple[Run, list[Row], float]]:
+def _rows(
+    runs: Sequence[Run], place: Place, jobs: int
+) -> Generator[tuple[Run, list[Row], float], None, None]:
     """Carry out runs, `jobs` at a time; each with its rows and seconds, as they are done."""
     if jobs == 1:
-        try:
-            for run in runs:
-                yield run, *_carry_out(run, place)
-        except KeyboardInterrupt:
-            raise _stopped(place) from None
+        for run in runs:
+            yield run, *_carry_out(run, place)
         return
     threads = max(1, torch.get_num_threads() // jobs)
     # Not forked: a copy of torch's threads that are at work would hang.
@@ -138,8 +145,6 @@ def _rows(runs: Sequence[Run], place: Place, jobs: int) -> Iterator[tuple[Run, l
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 yield waiting.pop(future), *future.result()
-    except KeyboardInterrupt:
-        raise _stopped(place) from None
     except BrokenProcessPool as error:
         raise GlannError(
             f"a process of the study ended by itself, perhaps for want of memory; what is done is "
@@ -149,6 +154,7 @@ def _rows(runs: Sequence[Run], place: Place, jobs: int) -> Iterator[tuple[Run, l
         executor.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
             child.terminate()
+            child.join()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
@@ -163,7 +169,8 @@ def _carry_out(run: Run, place: Place) -> tuple[list[Row], float]:
         if "not finite" not in str(error):
             raise
         made = {"failed": str(error)}
-    return made if isinstance(made, list) else [made], time.monotonic() - began
+    seconds = round(time.monotonic() - began, 3)
+    return made if isinstance(made, list) else [made], seconds
 
 
 def _start(threads: int) -> None:
@@ -186,10 +193,3 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-def _stopped(place: Place) -> Interrupted:
-    return Interrupted(
-        f"stopped; the runs that are done are kept in {place.folder / 'rows'}. The same command "
-        "goes on from there"
-    )
