@@ -4,7 +4,7 @@
 
 PIPELINE ?= digits#  a recipe's name (glann recipes) or a TOML file
 ARGS ?=#             options passed on: ARGS="--set glo.epochs=5 --device cuda"
-STUDIES ?= modes likelihood#  which ones: STUDIES=likelihood
+STUDIES ?= modes gradients stability likelihood blur#  which ones: STUDIES=likelihood
 EXTRAS ?=#           extras to install: EXTRAS=gpu, EXTRAS=faiss
 PIP_FLAGS ?=#        options passed on to pip: PIP_FLAGS="--index-url ..."
 PYTHON ?= python3

@@ -10,8 +10,8 @@ STUDIES = {
     "modes": "no mode of the data is dropped",
     "gradients": "the gradient does not vanish",
     "stability": "training is stable with settings at random",
-    "blur": "IMLE on pixels is blurred, GLANN is not",
     "likelihood": "likelihood is maximised without computing one",
+    "blur": "IMLE on pixels is blurred, GLANN is not",
 }
 """Names of the studies, each also of its module here, and what they test in a few words."""
 
