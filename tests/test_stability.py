@@ -228,6 +228,8 @@ def test_the_section_counts_what_is_worse_than_one_gaussian(study, tmp_path):
         worse = [row for row in drawn if row["fid_over_floor"] > bound]
         assert cells[0] == f"{len(worse)} of 2"
     assert f"above {bound:.3g}, that of one Gaussian" in made.paragraphs[0]
+    assert "With 2 draws" in made.paragraphs[1]
+    assert made.paragraphs[1].endswith("up to 35%.")
     set_bound = dataclasses.replace(settings, bound=1e9)
     assert [row[1] for row in section(set_bound, rows, tmp_path).tables[0].rows] == ["0 of 2"] * 2
 

@@ -210,6 +210,7 @@ def section(settings: Stability, rows: Sequence[Row], folder: Path) -> Section:
         ),
         paragraphs=[
             f"A run failed if it was not finite or its FID ÷ floor above {bound:.3g}, {what}.",
+            _few(settings.draws),
             _RANGES,
         ],
         tables=[
@@ -252,6 +253,11 @@ _RANGES = (
     "setting. A run at a low learning rate may fail by not having come far: the length is the "
     "same for all, and none is stopped early."
 )
+
+
+def _few(draws: int) -> str:
+    error = 0.5 / math.sqrt(draws)
+    return f"With {draws} draws of each model the standard error of a share is up to {error:.0%}."
 
 
 def _failures(model: str, found: dict[str, dict[str, float]]) -> str:
