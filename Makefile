@@ -4,6 +4,7 @@
 
 PIPELINE ?= digits#  a recipe's name (glann recipes) or a TOML file
 ARGS ?=#             options passed on: ARGS="--set glo.epochs=5 --device cuda"
+STUDIES ?= modes gradients stability likelihood blur#  which ones: STUDIES=likelihood
 EXTRAS ?=#           extras to install: EXTRAS=gpu, EXTRAS=faiss
 PIP_FLAGS ?=#        options passed on to pip: PIP_FLAGS="--index-url ..."
 PYTHON ?= python3
@@ -15,7 +16,7 @@ space := $(subst ,, )
 DEV_EXTRAS := $(subst $(space),$(comma),$(strip dev $(EXTRAS)))
 USER_EXTRAS := $(subst $(space),$(comma),$(strip $(EXTRAS)))
 
-.PHONY: help install install-dev train train-glo train-imle sample compare bench demo test lint format clean
+.PHONY: help install install-dev train train-glo train-imle sample compare studies bench demo test lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -25,6 +26,7 @@ help:
 	@echo "make train       both stages                PIPELINE=mnist"
 	@echo "make sample      new images of what was trained"
 	@echo "make compare     GLANN beside GANs, scored  PIPELINE=mnist-short ARGS='--seeds 3'"
+	@echo "make studies     the claims as experiments  ARGS='--quick --jobs 2'"
 	@echo "make bench       how fast it is here        EXTRAS=faiss ARGS='--json bench.json'"
 	@echo "make lint        ruff and mypy              make format: let ruff mend"
 	@echo "make clean       delete .venv and caches; runs and data are kept"
@@ -60,6 +62,9 @@ sample: install
 
 compare: install
 	$(BIN)/glann compare $(PIPELINE) $(ARGS)
+
+studies: install
+	$(BIN)/glann study $(STUDIES) $(ARGS)
 
 bench: install
 	$(BIN)/glann bench $(ARGS)

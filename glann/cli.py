@@ -19,6 +19,7 @@ import click
 from glann import __version__
 from glann.errors import GlannError
 from glann.places import RUNS
+from glann.studies import STUDIES
 
 if TYPE_CHECKING:
     from glann.recipes import Recipe
@@ -36,6 +37,7 @@ COMMANDS = (
     "evaluate",
     "train-baseline",
     "compare",
+    "study",
     "bench",
 )
 TOGETHER = ("train", "train-glo", "train-imle", "sample", "evaluate")
@@ -746,6 +748,89 @@ def compare(
         say=click.echo,
     )
     click.echo(f"look at   {report}")
+
+
+STUDY_HELP = f"""The claims as experiments: carry out studies and report what they found.
+
+NAME is one or several of
+
+\b
+{"".join(f"  {name:12}{claim}{chr(10)}" for name, claim in STUDIES.items())}
+Each run of a study becomes a row in the run folder when it is done: the same command goes on where
+it was stopped, and with changed settings makes only the rows that they change. The report shows all
+studies that were carried out.
+
+\b
+  glann study modes --quick
+  glann study modes --set seeds=10 --jobs 4
+"""
+
+
+@main.command("study", help=STUDY_HELP)
+@click.argument("names", nargs=-1, required=True, type=click.Choice([*STUDIES]), metavar="NAME…")
+@click.option("--quick", is_flag=True, help="Minutes on two cores: fewer seeds, shorter training.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    help="Runs at a time, each in a process of its own.  [default: as many as there are cores]",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting, such as seeds=3; may be repeated. --dry-run shows them all.",
+)
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    help="Run folder.  [default: runs/study-NAME, with --quick runs/study-NAME-quick]",
+)
+@click.option("--dry-run", is_flag=True, help="Print the settings and the names of the runs; stop.")
+@click.option("--restart", is_flag=True, help="Delete the rows that are there; begin anew.")
+@data_option
+@quiet_option
+@device_option
+def study(
+    names: tuple[str, ...],
+    quick: bool,
+    jobs: int | None,
+    overrides: tuple[str, ...],
+    run: Path | None,
+    dry_run: bool,
+    restart: bool,
+    data: str | None,
+    quiet: bool,
+    device: str,
+) -> None:
+    """Carry out studies; STUDY_HELP is what the user sees."""
+    from glann.studies import find_study
+    from glann.studies.study import load_settings, to_toml
+    from glann.studies.work import carry_out
+
+    if len(names) > 1 and (run or overrides):
+        raise click.UsageError("--run and --set belong to one study: name one")
+    report = None
+    for name in names:
+        asked = find_study(name)
+        settings = load_settings(asked, overrides, quick)
+        if dry_run:
+            keys = " ".join(item.key for item in asked.runs(settings))
+            click.echo(f"{to_toml(settings)}# runs: {keys}")
+            continue
+        report = carry_out(
+            asked,
+            settings,
+            run or RUNS / f"study-{name}{'-quick' * quick}",
+            command=_command(),
+            jobs=jobs,
+            data=data,
+            device=device,
+            restart=restart,
+            say=lambda text: None if quiet else click.echo(text),
+        )
+    if report is not None:
+        click.echo(f"look at   {report}")
 
 
 @main.command("bench")

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from glann.networks import to_sphere
 from glann.pipeline import GLANN, sampler_name
 from glann.recipes import Recipe
 from glann.report import write_report
+from glann.report.studies import sections_in
 from glann.storage import fingerprint
 from glann.training import SNAPSHOT, Interrupted, read_snapshots
 
@@ -113,7 +114,7 @@ def compare(
                 results.add(identity, _trained_rows(seeded, model, run, results, how))
             for row in results.of(identity):
                 say(sentence(row))
-    results.write()
+    results.write(sections_in(folder.parent))
     return results.folder / "report.html"
 
 
@@ -430,10 +431,10 @@ class Results:
         self._content["rows"] = [*kept, *marked]
         self.write()
 
-    def write(self) -> None:
-        """Write results.json and the report."""
+    def write(self, studies: Sequence[str] = ()) -> None:
+        """Write results.json and the report, with sections of studies at its end."""
         storage.write_json(self.folder / "results.json", self._content)
-        write_report(self._content, self.folder)
+        write_report(self._content, self.folder, studies)
 
 
 # ---------------------------------------------------------------------- budgets

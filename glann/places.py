@@ -30,6 +30,11 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(shipped().glob("*.toml"))}
 
 
+def study_recipe(name: str) -> Path:
+    """The file of a study's settings."""
+    return shipped() / "studies" / f"{name}.toml"
+
+
 def shipped_pipelines() -> dict[str, Path]:
     """Shipped trained pipelines by name."""
     return {path.name: path for path in sorted(shipped().glob("*")) if is_saved(path)}

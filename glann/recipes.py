@@ -69,14 +69,15 @@ class Recipe:
         for name, section in self.sections().items():
             if isinstance(section, dict):
                 lines += ["", f"[{name}]"]
-                lines += [f"{key} = {_toml(value)}" for key, value in section.items()]
+                lines += [f"{key} = {toml_value(value)}" for key, value in section.items()]
         return "\n".join(lines) + "\n"
 
 
 SECTIONS = ("data", "glo", "imle", "compare", *MODELS)
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """A setting as TOML has it."""
     # JSON's own, but for the characters that TOML wants as they are, and the one that it doesn't.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -119,14 +120,14 @@ def make_recipe(name: str, content: dict[str, Any], given: str = "") -> Recipe:
             f"imle.sampler = {sampler!r} is not a code sampler; "
             + nearest_name(str(sampler), CODE_SAMPLERS)
         )
-    glo = _section("glo", GLO, content.get("glo", {}))
+    glo = section("glo", GLO, content.get("glo", {}))
     recipe = Recipe(
         name=name,
         given=given or name,
-        data=_section("data", Data, content.get("data", {})),
+        data=section("data", Data, content.get("data", {})),
         glo=glo,
-        imle=_section("imle", CODE_SAMPLERS[sampler], imle, also=("sampler",)),
-        compare=_section("compare", Compare, content.get("compare", {})),
+        imle=section("imle", CODE_SAMPLERS[sampler], imle, also=("sampler",)),
+        compare=section("compare", Compare, content.get("compare", {})),
         baselines={model: _baseline(model, content.get(model, {}), glo) for model in MODELS},
     )
     seed = content.get("seed", 0)
@@ -140,23 +141,25 @@ def _baseline(model: str, content: dict[str, Any], glo: GLO) -> NoiseSampler:
     kind, published = MODELS[model]
     generator = {"noise_dim": glo.code_dim, "width": glo.width, "hidden": glo.hidden}
     defaults = {**generator, "batch_norm": glo.batch_norm, **published}
-    baseline: NoiseSampler = _section(model, kind, content, defaults=defaults)
+    baseline: NoiseSampler = section(model, kind, content, defaults=defaults)
     return baseline
 
 
-def _section(
+def section(
     name: str,
     kind: type[Any],
     content: dict[str, Any],
     also: tuple[str, ...] = (),
     defaults: dict[str, Any] | None = None,
 ) -> Any:
+    """An object of `kind` from a recipe's section, checked; `also` are keys read elsewhere."""
     fields = {field.name: field for field in dataclasses.fields(kind) if field.metadata}
     annotations = typing.get_type_hints(kind)
     for key, value in content.items():
         if key not in fields:
+            full = f"{name}.{key}" if name else key
             raise GlannError(
-                f"{name}.{key} is not a setting of {kind.__name__}; "
+                f"{full} is not a setting of {kind.__name__}; "
                 + nearest_name(key, [*fields, *also])
             )
         if annotations[key] is float and isinstance(value, int) and not isinstance(value, bool):
@@ -169,15 +172,26 @@ def _section(
     return settings
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
+def parse_override(override: str, wanted: str) -> tuple[str, Any]:
+    """A text `key=value` as (key, value), the value as in TOML; text needs no quotes.
+
+    `wanted` says for the error what it should have been.
+    """
     key, equals, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not equals or bool(dot) == (section == "seed"):
-        raise GlannError(f"--set {override}: wanted SECTION.KEY=VALUE, such as glo.epochs=5")
+    if not equals:
+        raise GlannError(f"--set {override}: wanted {wanted}")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
     except ValueError:
-        value = text.strip()  # text without quotes
+        return key.strip(), text.strip()  # text without quotes
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    wanted = "SECTION.KEY=VALUE, such as glo.epochs=5"
+    key, value = parse_override(override, wanted)
+    section, dot, name = key.partition(".")
+    if bool(dot) == (section == "seed"):
+        raise GlannError(f"--set {override}: wanted {wanted}")
     if not dot:
         content[section] = value
     elif isinstance(content.setdefault(section, {}), dict):

@@ -21,7 +21,7 @@ FLOORS = [
     ("recipes", "inspection"),
     ("runner", "report"),
     ("comparison",),
-    ("bench",),
+    ("bench", "studies"),
     ("cli",),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

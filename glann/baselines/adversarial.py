@@ -73,6 +73,11 @@ def _slope_of_one(discriminator: nn.Module, images: torch.Tensor) -> torch.Tenso
     return ((_squared_gradient(discriminator, images) + 1e-12).sqrt() - 1).square().mean()
 
 
+def _shares(items: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """U[0, 1] for each of `items`, `(n, …)`, in as many dimensions."""
+    return torch.rand(len(items), *[1] * (items.ndim - 1), generator=random)
+
+
 def gradient_penalty(
     discriminator: nn.Module, real: torch.Tensor, fake: torch.Tensor, random: torch.Generator
 ) -> torch.Tensor:
@@ -80,7 +85,7 @@ def gradient_penalty(
 
     Gulrajani et al. 2017 (arXiv 1704.00028), equation 3.
     """
-    share = torch.rand(len(real), 1, 1, 1, generator=random).to(real.device)
+    share = _shares(real, random).to(real.device)
     return _slope_of_one(discriminator, real.lerp(fake, share))
 
 
@@ -91,8 +96,7 @@ def dragan_penalty(
 
     Kodali et al. 2017 (arXiv 1705.07215), as in their code.
     """
-    share = torch.rand(len(real), 1, 1, 1, generator=random)
-    noise = share * torch.rand(real.shape, generator=random)
+    noise = _shares(real, random) * torch.rand(real.shape, generator=random)
     return _slope_of_one(discriminator, real + 0.5 * real.std() * noise.to(real.device))
 
 

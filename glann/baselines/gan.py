@@ -65,7 +65,7 @@ class GAN(NoiseSampler):
         generator_loss = torch.zeros(())
 
         for step, rows in training.steps(seed):
-            real = to_float(images[rows].to(device))
+            real = self._real(images[rows].to(device))
             generators_turn = (step + 1) % self.discriminator_steps == 0
             with torch.set_grad_enabled(generators_turn):
                 fake = generator(step_noise(seed, step, len(rows), self.noise_dim, device))
@@ -116,6 +116,10 @@ class GAN(NoiseSampler):
                     }
                 )
         return averaged if self.ema else generator
+
+    def _real(self, images: torch.Tensor) -> torch.Tensor:
+        """A batch as the discriminator sees it."""
+        return to_float(images)
 
     def _discriminator(self, generator: Generator) -> nn.Module:
         if self.loss == "boundary-equilibrium":

@@ -6,6 +6,7 @@
 import csv
 import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ __all__ = ["Summary", "markdown_table", "summarise", "write_report"]
 _FIELDS = ("model", "label", "group", "seed", "n", *NUMBERS, "failed", "samples", "closest")
 
 
-def write_report(results: dict[str, Any], folder: Path) -> Path:
+def write_report(results: dict[str, Any], folder: Path, studies: Sequence[str] = ()) -> Path:
     """Write results.csv, results.md and report.html into a folder.
 
     Args:
@@ -39,6 +40,8 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
             "time", "environment" and "settings".  Scores may be missing or null; a row with
             "failed" says why it has none.
         folder: where the rows' pictures are, by the relative paths in "samples" and "closest".
+        studies: sections of studies for the page's end, as `glann.report.studies.sections_in`
+            finds them.
 
     Returns:
         The path of report.html, which holds the pictures and needs no other file.
@@ -50,7 +53,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     write_text(folder / "results.csv", _csv(results["rows"]))
     write_text(folder / "results.md", _markdown(results))
     path = folder / "report.html"
-    write_text(path, page(results, folder))
+    write_text(path, page(results, folder, studies))
     return path
 
 

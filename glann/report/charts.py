@@ -34,28 +34,30 @@ apart by everybody, models differ in marker and dashes too."""
 _MARKERS = "osD^vP<>XphH"
 _DASHES = ("-", "--", "-.", (0, (1, 1.2)))
 
-_INK = "#010203"
+INK = "#010203"
 """Stands for the page's own text colour."""
 _WIDTH = 344
+NAME_STEP = 14.0
+"""Points between two names at the right of a chart, at the least."""
 _RC = {
     "font.size": 11.5,
     "svg.fonttype": "none",
     "svg.hashsalt": "glann",
     "text.parse_math": False,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.axisbelow": True,
 }
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def page_style() -> Iterator[None]:
     """Matplotlib's own defaults, whatever the user's are, and ours."""
     with warnings.catch_warnings(), matplotlib.style.context(["default", _RC]):
         # A letter that matplotlib's font lacks is measured wrong, and drawn by the browser's.
@@ -78,7 +80,7 @@ def looks(models: Iterable[Summary], order: Iterable[str]) -> dict[str, Look]:
     names = list(dict.fromkeys(order))
     first = [name for name in names if groups[name] == GLANN]
     others = [name for name in names if groups[name] not in (GLANN, REFERENCE)]
-    found = {name: Look(_INK, "*", "-") for name, group in groups.items() if group == REFERENCE}
+    found = {name: Look(INK, "*", "-") for name, group in groups.items() if group == REFERENCE}
     for i, name in enumerate(first):
         found[name] = Look(ACCENT, _MARKERS[0], _DASHES[i % len(_DASHES)])
     for i, name in enumerate(others, start=1):
@@ -87,7 +89,7 @@ def looks(models: Iterable[Summary], order: Iterable[str]) -> dict[str, Look]:
     return found
 
 
-@_style()
+@page_style()
 def ratio_bars(summaries: Sequence[Summary], look: dict[str, Look]) -> str:
     """Bars of FID ÷ floor, one above the other, with whiskers of a standard deviation."""
     shown = Format(summaries)
@@ -98,7 +100,7 @@ def ratio_bars(summaries: Sequence[Summary], look: dict[str, Look]) -> str:
     # On a log scale bars start at the floor: where else they did would be arbitrary.
     start = 1.0 if log else 0.0
     line = 32.0
-    fig, axes = _figure(30 + line * len(summaries), bottom=26, left=6, top=4, right=6)
+    fig, axes = page_figure(30 + line * len(summaries), bottom=26, left=6, top=4, right=6)
     if log:
         axes.set_xscale("log", nonpositive="clip")
     ends = [
@@ -110,7 +112,7 @@ def ratio_bars(summaries: Sequence[Summary], look: dict[str, Look]) -> str:
     # A quarter of the width is left for the numbers at the bars' ends.
     axes.set_xlim(low, high * (high / low) ** 0.36 if log else high * 1.36)
     axes.set_ylim(len(summaries) - 0.5, -0.5)
-    axes.axvline(1, color=_INK, lw=1, alpha=0.6, ls=(0, (3, 2)))
+    axes.axvline(1, color=INK, lw=1, alpha=0.6, ls=(0, (3, 2)))
     for y, summary in enumerate(summaries):
         contestant = summary.group != REFERENCE
         axes.annotate(
@@ -130,26 +132,26 @@ def ratio_bars(summaries: Sequence[Summary], look: dict[str, Look]) -> str:
             spread = summary.spread[RATIO.key] or 0
             end = max(mean + spread, start)
             if spread:
-                axes.plot([max(mean - spread, low), end], [y + 0.26] * 2, color=_INK, lw=1.4)
-                axes.plot([end] * 2, [y + 0.16, y + 0.36], color=_INK, lw=1.4)
+                axes.plot([max(mean - spread, low), end], [y + 0.26] * 2, color=INK, lw=1.4)
+                axes.plot([end] * 2, [y + 0.16, y + 0.36], color=INK, lw=1.4)
         text = shown.both(RATIO, summary) or ("no score" if summary.rows else "failed")
         axes.annotate(text, (end, y + 0.26), (5, 0), textcoords="offset points", va="center")
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)
-    _plain(axes.xaxis, log)
+    plain_ticks(axes.xaxis, log)
     listed = ", ".join(
         f"{s.label} {shown.both(RATIO, s)}" for s in summaries if RATIO.key in s.mean
     )
-    return _svg(fig, "bars", f"Bars of FID ÷ floor{' on a log scale' * log}: {listed}.")
+    return page_svg(fig, "bars", f"Bars of FID ÷ floor{' on a log scale' * log}: {listed}.")
 
 
-@_style()
+@page_style()
 def precision_recall_scatter(summaries: Sequence[Summary], look: dict[str, Look]) -> str:
     """Precision against recall, with the spread of each as a thin cross."""
     points = [s for s in summaries if "precision" in s.mean and "recall" in s.mean]
     if not points:
         return ""
-    fig, axes = _figure(290, bottom=42, left=48, top=8, right=10)
+    fig, axes = page_figure(290, bottom=42, left=48, top=8, right=10)
     for summary in points:
         x, y = summary.mean["recall"], summary.mean["precision"]
         style = look[summary.model]
@@ -162,7 +164,7 @@ def precision_recall_scatter(summaries: Sequence[Summary], look: dict[str, Look]
     axes.margins(0.14)
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
-    axes.grid(color=_INK, alpha=0.12, lw=0.8)
+    axes.grid(color=INK, alpha=0.12, lw=0.8)
     axes.locator_params(nbins=5)
     names = [_short(summary.model) for summary in points]
     bold = [summary.group == GLANN for summary in points]
@@ -171,10 +173,10 @@ def precision_recall_scatter(summaries: Sequence[Summary], look: dict[str, Look]
     listed = ", ".join(
         f"{s.label} {s.mean['precision']:.3f} and {s.mean['recall']:.3f}" for s in points
     )
-    return _svg(fig, "scatter", f"Precision against recall: {listed}.")
+    return page_svg(fig, "scatter", f"Precision against recall: {listed}.")
 
 
-@_style()
+@page_style()
 def fid_over_time(summaries: Sequence[Summary], look: dict[str, Look]) -> str:
     """FID against training time, a line for each seed, named at its right."""
     curves = [
@@ -190,11 +192,10 @@ def fid_over_time(summaries: Sequence[Summary], look: dict[str, Look]) -> str:
         for name, size in (("hours", 3600), ("minutes", 60), ("seconds", 1))
         if longest >= 3 * size or size == 1
     )
-    step = 14.0
-    height = max(250, 60 + step * len(curves))
+    height = max(250, 60 + NAME_STEP * len(curves))
     names = [_short(summary.model) for summary, _ in curves]
     right = 22 + 7 * max(map(len, names))
-    fig, axes = _figure(height, bottom=42, left=44, top=8, right=right)
+    fig, axes = page_figure(height, bottom=42, left=44, top=8, right=right)
     axes.set_yscale("log")
     ends = []
     for summary, lines in curves:
@@ -210,29 +211,42 @@ def fid_over_time(summaries: Sequence[Summary], look: dict[str, Look]) -> str:
     axes.set_xlim(0, longest / divisor * 1.02)
     axes.set_xlabel(f"training time, {unit}")
     axes.set_ylabel("FID", labelpad=2)
-    axes.grid(color=_INK, alpha=0.12, lw=0.8)
-    _plain(axes.yaxis, True)
-    axes.autoscale_view()
-    box = axes.get_window_extent()
-    heights = [axes.transData.transform(end)[1] for end in ends]
-    for i, y in _spread_out(heights, step, box.y0, box.y1).items():
-        summary = curves[i][0]
-        x, end = box.x1 + 14, axes.transData.transform(ends[i])
-        colour = look[summary.model].colour
-        # A thin line from the curve's end to its name.
-        axes.plot(
-            [end[0], x - 3], [end[1], y], transform=None, clip_on=False, color=colour, lw=0.8,
-            alpha=0.7,
-        )  # fmt: skip
-        axes.text(
-            x, y, names[i], transform=None, va="center_baseline",
-            weight="bold" if summary.group == GLANN else "normal",
-        )  # fmt: skip
+    axes.grid(color=INK, alpha=0.12, lw=0.8)
+    plain_ticks(axes.yaxis, True)
+    name_ends(
+        axes, ends, names, [look[summary.model].colour for summary, _ in curves],
+        [summary.group == GLANN for summary, _ in curves],
+    )  # fmt: skip
     listed = ", ".join(
         f"{summary.label} {statistics.fmean(line[-1][1] for line in lines):.3g}"
         for summary, lines in curves
     )
-    return _svg(fig, "time", f"FID against training time, on a log scale. At the end: {listed}.")
+    return page_svg(
+        fig, "time", f"FID against training time, on a log scale. At the end: {listed}."
+    )
+
+
+def name_ends(
+    axes: Axes,
+    ends: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    colours: Sequence[str],
+    bold: Sequence[bool],
+) -> None:
+    """Write the names of curves at their right, each joined to its curve's end by a thin line."""
+    axes.autoscale_view()
+    box = axes.get_window_extent()
+    heights = [axes.transData.transform(end)[1] for end in ends]
+    for i, y in _spread_out(heights, NAME_STEP, box.y0, box.y1).items():
+        x, end = box.x1 + 14, axes.transData.transform(ends[i])
+        axes.plot(
+            [end[0], x - 3], [end[1], y], transform=None, clip_on=False, color=colours[i], lw=0.8,
+            alpha=0.7,
+        )  # fmt: skip
+        axes.text(
+            x, y, names[i], transform=None, va="center_baseline",
+            weight="bold" if bold[i] else "normal",
+        )  # fmt: skip
 
 
 def _curve(row: dict[str, Any]) -> list[tuple[float, float]]:
@@ -244,7 +258,7 @@ def _curve(row: dict[str, Any]) -> list[tuple[float, float]]:
     ]
 
 
-def _figure(
+def page_figure(
     height: float, *, bottom: float, left: float, top: float, right: float
 ) -> tuple[Figure, Axes]:
     """A figure with margins in points."""
@@ -265,7 +279,7 @@ def _short(text: str, letters: int = 16) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
-def _plain(axis: Axis, log: bool) -> None:
+def plain_ticks(axis: Axis, log: bool) -> None:
     """Ticks at few round numbers, written in full."""
     if log:
         low, high = sorted(axis.get_view_interval())
@@ -323,7 +337,7 @@ def _label_points(
             ]
             axes.annotate(
                 "", point, xytext=(nearest[0], nearest[1]), textcoords="offset points",
-                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": _INK, "alpha": 0.5},
+                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": INK, "alpha": 0.5},
             )  # fmt: skip
 
 
@@ -340,7 +354,7 @@ def _overlap(a: _Box, b: _Box) -> float:
     return width * height if width > 0 and height > 0 else 0.0
 
 
-def _svg(fig: Figure, name: str, alt: str) -> str:
+def page_svg(fig: Figure, name: str, alt: str) -> str:
     """The figure as an `<svg>` for a page: the page's font and colour, its own ids."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -351,7 +365,7 @@ def _svg(fig: Figure, name: str, alt: str) -> str:
     text = re.sub(r' id="([^"]+)"', rf' id="{name}-\1"', text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = text.replace(_INK, "currentColor")
+    text = text.replace(INK, "currentColor")
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
     # It would hold for the whole page.
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)

@@ -94,8 +94,8 @@ MEANINGS = (
 """Each score in a sentence, with the paper and its number on arXiv."""
 
 
-def page(results: dict[str, Any], folder: Path) -> str:
-    """The whole page; pictures are read from `folder`."""
+def page(results: dict[str, Any], folder: Path, studies: Sequence[str] = ()) -> str:
+    """The whole page; pictures are read from `folder`, `studies` are sections of HTML."""
     summaries = summarise(results["rows"])
     parts = [
         _header(results, summaries),
@@ -105,14 +105,22 @@ def page(results: dict[str, Any], folder: Path) -> str:
         *_closest(summaries, folder),
         _protocol(results),
         _setting(results),
+        *studies,
     ]
     version = ((results.get("environment") or {}).get("versions") or {}).get("glann")
-    style, script = (_resource(name) for name in ("style.css", "sort.js"))
+    footer = f"""Written by glann{f" {escape(str(version))}" if version else ""}. The numbers
+unrounded, one row for each training: results.csv and results.json beside this page."""
+    return document(heading(results), "".join(parts), footer, _resource("sort.js"))
+
+
+def document(title: str, body: str, footer: str, script: str = "") -> str:
+    """A page in the report's look; title is text, body and footer are HTML."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # The page itself forbids what it promises not to do: to load anything, or run other scripts.
+    scripts = f"script-src 'sha256-{digest}'; " if script else ""
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+        f"{scripts}base-uri 'none'; form-action 'none'"
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -121,16 +129,15 @@ def page(results: dict[str, Any], folder: Path) -> str:
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(heading(results))}</title>
+<title>{escape(title)}</title>
 <style>
-{style}</style>
+{_resource("style.css")}</style>
 </head>
 <body>
-{"".join(parts)}<footer>
-<p>Written by glann{f" {escape(str(version))}" if version else ""}. The numbers unrounded, one row
-for each training: results.csv and results.json beside this page.</p>
+{body}<footer>
+<p>{footer}</p>
 </footer>
-<script>{script}</script>
+{f"<script>{script}</script>" if script else ""}
 </body>
 </html>
 """
@@ -144,15 +151,15 @@ def _header(results: dict[str, Any], summaries: Sequence[Summary]) -> str:
     doubts = " ".join(caveats(summaries))
     return f"""<header>
 <h1>{escape(heading(results))}</h1>
-<p class="result">{_prose(headline(summaries))}</p>
+<p class="result">{prose(headline(summaries))}</p>
 {f"<p>{escape(doubts)}</p>" if doubts else ""}
 <code class="command">{escape(str(results["command"]))}</code>
-<p class="quiet">{_prose(protocol_line(results))}</p>
+<p class="quiet">{prose(protocol_line(results))}</p>
 </header>
 """
 
 
-def _prose(text: str) -> str:
+def prose(text: str) -> str:
     """Text whose numbers stay on one line."""
     return escape(text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"))
 
@@ -266,14 +273,14 @@ def _figures(summaries: Sequence[Summary], key: str, folder: Path) -> tuple[str,
         what = "Samples of" if key == "samples" else "Samples and closest training images of"
         alt = f"{what} {summary.label}, seed {row['seed']}"
         figures.append(
-            f'<figure class="{escape(summary.group)}">{_picture(folder, row[key], alt)}'
+            f'<figure class="{escape(summary.group)}">{picture(folder, row[key], alt)}'
             f"<figcaption>{escape(summary.label)} <small>{escape(facts)}</small></figcaption>"
             "</figure>\n"
         )
     return "".join(figures), common
 
 
-def _picture(folder: Path, name: object, alt: str) -> str:
+def picture(folder: Path, name: object, alt: str) -> str:
     """An `<img>` that holds the picture, or a line that says why it can't."""
     path = (folder / str(name)).resolve()
     problem = "is missing"
@@ -359,7 +366,7 @@ def _protocol(results: dict[str, Any]) -> str:
     )
     return f"""<section>
 <h2>Protocol</h2>
-{_list(facts)}{f"<h3>Notes</h3><ul>{notes}</ul>" if notes else ""}
+{facts_list(facts)}{f"<h3>Notes</h3><ul>{notes}</ul>" if notes else ""}
 <h3>What the scores mean</h3>
 <dl>
 {meanings}</dl>
@@ -395,8 +402,8 @@ def _setting(results: dict[str, Any]) -> str:
         facts["GPU"] = facts.pop("Gpu")
     facts["Versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     settings = results.get("settings") or {}
-    recipe = f"<pre>{escape(_toml(settings))}</pre>" if settings else ""
-    shown = [("Environment", _list(facts)), ("Settings of the recipe", recipe)]
+    recipe = f"<pre>{escape(as_toml(settings))}</pre>" if settings else ""
+    shown = [("Environment", facts_list(facts)), ("Settings of the recipe", recipe)]
     parts = "".join(
         f"<details><summary>{title}</summary>\n{content}</details>\n"
         for title, content in shown
@@ -405,7 +412,7 @@ def _setting(results: dict[str, Any]) -> str:
     return f"<section>\n<h2>How it was made</h2>\n{parts}</section>\n" if parts else ""
 
 
-def _list(facts: dict[str, Any]) -> str:
+def facts_list(facts: dict[str, Any]) -> str:
     """A definition list of what is known."""
     known = {title: x for title, x in facts.items() if x not in (None, "", {}, [])}
     terms = "".join(
@@ -427,12 +434,12 @@ def _time(text: object) -> object:
         return text
 
 
-def _toml(settings: dict[str, Any], section: str = "") -> str:
+def as_toml(settings: dict[str, Any], section: str = "") -> str:
     """Settings as a recipe would have them; what is unset is left out."""
     lines, tables = [], []
     for key, x in settings.items():
         if isinstance(x, dict):
-            tables.append(_toml(x, f"{section}.{key}" if section else key))
+            tables.append(as_toml(x, f"{section}.{key}" if section else key))
         elif x is not None:
             lines.append(f"{key} = {json.dumps(x, ensure_ascii=False)}")
     own = "\n".join([f"[{section}]"] * bool(section) + lines) if lines else ""

@@ -1,0 +1,108 @@
+"""What a study is: a claim, settings, the runs that test it, and what a report shows of them."""
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glann import places
+from glann.errors import GlannError
+from glann.recipes import parse_override, section, toml_value
+from glann.report.studies import Section
+from glann.settings import as_dict
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run works, and with what."""
+
+    folder: Path
+    """The study's: pictures of a run go to `pictures/` in there, their names begin with its key."""
+    runs: Path
+    """The folder of all runs: what `glann train` and `glann compare` trained is there."""
+    data: str | None = None
+    """Where the images are, if not where a recipe or the defaults say."""
+    device: str = "cpu"
+    key: str = ""
+    """The run's."""
+
+    @property
+    def training(self) -> Path:
+        """Where the run may keep checkpoints: one that was stopped goes on there."""
+        return self.folder / "training" / self.key
+
+
+@dataclass(frozen=True)
+class Run:
+    """One piece of a study: a call `function(place, **arguments)`, which gives a row or several.
+
+    A loss that is not finite, a GlannError that says so, makes a row with "failed".
+    """
+
+    key: str
+    """Its name, and its row's file's: ring-imle-0."""
+    function: Callable[..., Row | list[Row]]
+    """Of a module, so that another process finds it; the row is JSON."""
+    arguments: dict[str, Any]
+    """JSON: a row belongs to them, and is made anew when they change."""
+
+    def digest(self, study: "Study", data: str | None) -> str:
+        """What a row belongs to, as 16 letters."""
+        name = f"{self.function.__module__}.{self.function.__qualname__}"
+        content = [study.version, name, self.arguments, data]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A claim as an experiment."""
+
+    name: str
+    claim: str
+    """In one sentence."""
+    settings: type[Any]
+    """A dataclass of `glann.settings.setting`s; pipelines/studies/NAME.toml has their values."""
+    runs: Callable[[Any], list[Run]]
+    """The runs that settings ask for, each with its own key."""
+    section: Callable[[Any, Sequence[Row], Path], Section]
+    """What the report shows of settings and rows; pictures are in the folder.
+
+    A row has "key", its run's arguments and what the run gave, or "failed" instead.
+    """
+    version: int = 1
+    """Raised when rows come about in another way: old ones are then made anew."""
+
+
+def load_settings(study: Study, overrides: Sequence[str] = (), quick: bool = False) -> Any:
+    """The settings of a study's recipe, with its table [quick] if asked, and with `overrides`.
+
+    `overrides` are texts `key=value`, the value as in TOML; text needs no quotes.
+
+    Raises:
+        GlannError: an unknown key, a wrong type, a value out of range.
+    """
+    path = places.study_recipe(study.name)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GlannError(f"{path} can't be read as a study's settings: {error}") from error
+    quickly = content.pop("quick", {})
+    if quick:
+        content |= quickly
+    for override in overrides:
+        field = dataclasses.fields(study.settings)[0].name
+        key, value = parse_override(override, f"KEY=VALUE, such as {field}=…")
+        content[key] = value
+    return section("", study.settings, content)
+
+
+def to_toml(settings: Any) -> str:
+    """The settings, every default written out."""
+    known = {key: value for key, value in as_dict(settings).items() if value is not None}
+    return "".join(f"{key} = {toml_value(value)}\n" for key, value in known.items())

@@ -1,0 +1,138 @@
+"""Samplers of points: they learn, repeat, and say what is wrong."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from glann.baselines.adversarial import PENALTIES
+from glann.errors import GlannError
+from glann.randomness import generator
+from glann.studies import modes
+from glann.studies.mixtures import GaussianMixture
+from glann.studies.points import (
+    POINT_GANS,
+    Maxout,
+    PointGLANN,
+    PointIMLE,
+    point_discriminator,
+    point_gan,
+)
+from glann.studies.study import Place
+
+TWO = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), 0.1)
+TINY = {"width": 16, "depth": 2, "steps": 400, "batch_size": 50, "candidates": 8, "lr": 5e-3}
+
+
+def near(samples, data=TWO):
+    return float((torch.cdist(samples, data.centres).amin(1) < 3 * data.sigma).double().mean())
+
+
+@pytest.mark.parametrize("refuse", [0.0, 8.0])
+def test_imle_reaches_both_modes_in_the_data_s_proportions(refuse):
+    imle = PointIMLE(**TINY, refuse=refuse).fit(TWO.sample(1000, 0), seed=1)
+    samples = imle.sample(500, 2)
+    assert near(samples) > 0.5
+    assert 0.3 < float((samples[:, 0] > 0).double().mean()) < 0.7
+
+
+def test_glann_reaches_both_modes():
+    sampler = PointGLANN(imle=PointIMLE(**TINY), coded=500, glo_steps=200)
+    samples = sampler.fit(TWO.sample(1000, 0), seed=1).sample(500, 2)
+    assert near(samples) > 0.4
+    assert 0.2 < float((samples[:, 0] > 0).double().mean()) < 0.8
+
+
+@pytest.mark.parametrize("kind", ["imle", "glann", "ns-gan"])
+def test_a_seed_repeats_and_another_differs(kind):
+    def samples(seed):
+        data = TWO.sample(300, 0)
+        tiny = PointIMLE(**{**TINY, "steps": 5})
+        if kind == "imle":
+            return tiny.fit(data, seed=seed).sample(10, 0)
+        if kind == "glann":
+            return PointGLANN(imle=tiny, coded=100, glo_steps=3).fit(data, seed=seed).sample(10, 0)
+        return point_gan(kind, 3).fit(data, seed=seed, device="cpu").sample(10, 0)
+
+    assert samples(1).equal(samples(1))
+    assert not samples(1).equal(samples(2))
+
+
+@pytest.mark.parametrize("model", POINT_GANS)
+def test_every_gan_trains_on_points(model):
+    gan = point_gan(model, 6).fit(TWO.sample(300, 0), seed=0, device="cpu")
+    assert gan.sample(7, 0).shape == (7, 2)
+    assert gan.sample(3, 5).allclose(gan.sample(7, 5)[:3], atol=1e-5)
+    assert gan.batch_size == 100
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    with pytest.raises(GlannError, match="not finite"):
+        PointIMLE(**{**TINY, "lr": 1e30}).fit(TWO.sample(300, 0))
+
+
+def test_maxout_is_the_largest_of_its_pieces():
+    unit = Maxout(3, 4, 5, spectral=False)
+    rows = torch.randn(6, 3)
+    pieces = unit.linear(rows).view(6, 4, 5)
+    assert unit(rows).equal(pieces.max(2).values)
+    weights = sum(p.numel() for p in point_discriminator(2, spectral=False).parameters())
+    assert weights == 3 * 1000 + 2 * 201 * 1000 + 201
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("shape", [(5, 2), (5, 1, 3, 3)])
+def test_penalties_take_data_of_any_shape(penalty, shape):
+    class Sum(nn.Module):
+        def forward(self, rows):
+            return 2 * rows.flatten(1).sum(1, keepdim=True)
+
+    real, fake = torch.rand(shape), torch.rand(shape)
+    found = PENALTIES[penalty](Sum(), real, fake, generator(0, "penalty"))
+    slope = 2 * math.sqrt(real[0].numel())
+    wanted = slope**2 if penalty == "zero-centred" else (slope - 1) ** 2
+    assert float(found) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_row_of_modes_and_its_picture(tmp_path):
+    place = Place(tmp_path, tmp_path.parent, key="ring-imle-0")
+    row = modes.points_row(place, mixture="ring", model="imle", seed=0, points=500, steps=[20])
+    assert 0 <= row["found"] <= 8
+    assert (tmp_path / row["picture"]).is_file()
+    settings = modes.ModesSettings(mixtures=["ring"], models=["imle", "wgan"], seeds=1)
+    rows = [
+        {"key": "ring-imle-0", "mixture": "ring", "model": "imle", "seed": 0, **row},
+        {"key": "r", "mixture": "ring", "model": "wgan", "seed": 0, "failed": "not finite"},
+    ]
+    section = modes.section(settings, rows, tmp_path)
+    (table,) = section.tables
+    assert table.rows[0][0] == "IMLE"
+    assert table.rows[1][1:] == ["–", "–", "–", "–", "1 of 1"]
+    assert len(section.pictures) == 1
+
+
+def test_width_within_modes():
+    data = modes.MIXTURES["ring"]
+    # What is left of a Gaussian in the plane within three standard deviations.
+    cut = math.sqrt(1 - 4.5 * math.exp(-4.5) / (1 - math.exp(-4.5)))
+    assert modes.within_modes(data.sample(20_000, 0), "ring") == pytest.approx(cut, abs=0.01)
+    assert modes.within_modes(data.centres, "ring") == pytest.approx(0, abs=1e-5)
+    assert modes.within_modes(torch.full((3, 2), 9.0), "ring") is None
+
+
+def test_stacked_digits_have_runs_and_a_table_beside_published_ones(tmp_path):
+    settings = modes.ModesSettings(mixtures=[], stacked=["glann", "ns-gan"], seeds=2)
+    keys = [run.key for run in modes.runs(settings)]
+    assert keys == ["stacked-glann-0", "stacked-ns-gan-0", "stacked-glann-1", "stacked-ns-gan-1"]
+    given = {"found": 990, "kl": 0.05, "accuracy": 0.99, "birthday": 300}
+    given |= {"picture": "a.png", "closest": "b.png"}
+    rows = [
+        {"key": run.key, **run.arguments, **given, "birthday": None if run.arguments["seed"] else 9}
+        for run in modes.runs(settings)
+    ]
+    section = modes.section(settings, rows, tmp_path)
+    (table,) = section.tables
+    assert table.rows[0] == ["GLANN", "990 ± 0", "0.050 ± 0.000", "9, none"]
+    assert "accuracy 99.00%" in table.note
+    assert len(section.pictures) == 4

@@ -1,0 +1,68 @@
+"""Stacked digits: composing, reading, and a row."""
+
+import pytest
+import torch
+
+from glann.errors import GlannError
+from glann.studies import stacked
+from glann.studies.stacked import composites, mode_of, stacked_row
+from glann.studies.study import Place
+
+
+class Reader:
+    """Reads the digit that is an image's mean."""
+
+    def predict(self, images):
+        return images.float().mean((1, 2, 3)).round().long()
+
+
+def flat(digits):
+    return torch.tensor(digits, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8)
+
+
+def test_composites_are_channels_of_images_and_repeat():
+    images = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8)
+    made = composites(images, 50, 3)
+    assert (made.shape, made.dtype) == ((50, 3, 8, 8), torch.uint8)
+    singles = {image.numpy().tobytes() for image in images[:, 0]}
+    assert {channel.numpy().tobytes() for channel in made.flatten(0, 1)} <= singles
+    assert made.equal(composites(images, 50, 3))
+    assert not made.equal(composites(images, 50, 4))
+
+
+def test_all_thousand_modes_are_composed_and_read():
+    made = composites(flat(range(10)), 20_000, 0)
+    modes = mode_of(made, Reader())
+    assert modes.unique().tolist() == list(range(1000))
+    red, green, blue = (made[:, channel, 0, 0].long() for channel in range(3))
+    assert modes.equal(100 * red + 10 * green + blue)
+
+
+@pytest.mark.parametrize("model", ["glann", "ns-gan"])
+def test_a_row_of_digits(tmp_path, monkeypatch, model):
+    from glann.recipes import make_recipe
+
+    recipe = make_recipe(
+        "tiny",
+        {
+            "data": {"source": "digits", "test_fraction": 0.3},
+            "glo": {"code_dim": 8, "epochs": 1, "width": 8, "hidden": 32},
+            "imle": {"noise_dim": 8, "width": 32, "depth": 2, "epochs": 1},
+            "ns-gan": {"images_seen": 640},
+        },
+    )
+    monkeypatch.setattr(stacked, "load_recipe", lambda name: recipe)
+    monkeypatch.setattr(stacked, "BIRTHDAY_SAMPLES", 100)
+    place = Place(tmp_path, tmp_path.parent, key=f"stacked-{model}-0")
+    row = stacked_row(place, recipe="tiny", model=model, seed=0, composed=400, samples=300)
+    assert 1 <= row["found"] <= 300
+    assert row["accuracy"] > 0.8
+    assert row["kl"] >= 0
+    assert all((tmp_path / row[key]).is_file() for key in ("picture", "closest"))
+
+
+def test_images_without_digits_are_refused(tmp_path):
+    place = Place(tmp_path, tmp_path.parent)
+    images = stacked.Images(flat([1, 2]), None, "folder", "", "", ())
+    with pytest.raises(GlannError, match="no grey images of digits"):
+        stacked._reader(images, None, place)

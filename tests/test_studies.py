@@ -1,0 +1,283 @@
+"""The frame of the studies: rows, resuming, settings, report, command line."""
+
+import dataclasses
+import json
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from glann import cli, studies
+from glann.errors import GlannError
+from glann.report import write_report
+from glann.report.studies import Chart, Picture, Section, Table, sections_in
+from glann.settings import setting
+from glann.studies import STUDIES, find_study
+from glann.studies.study import Run, Study, load_settings, to_toml
+from glann.studies.work import carry_out
+from glann.training import Interrupted
+
+
+@dataclass(kw_only=True)
+class Squares:
+    numbers: list[int] = setting([1, 2, 3], "to be squared", minimum=-9, maximum=9)
+    offset: float = setting(0.0, "added to each")
+
+
+def square(place, number, offset):
+    with (place.folder / "calls").open("a") as file:
+        file.write(f"{place.key}\n")
+    if number == 7:
+        raise GlannError("the loss is not finite: nan")
+    if number == 8:
+        raise GlannError("there is no data")
+    if number == 9:
+        raise KeyboardInterrupt
+    return {"square": number**2 + offset}
+
+
+def runs(settings):
+    return [
+        Run(f"square-{n}", square, {"number": n, "offset": settings.offset})
+        for n in settings.numbers
+    ]
+
+
+def section(settings, rows, folder):
+    table = Table(["number", "square"], [[str(r["number"]), str(r.get("square"))] for r in rows])
+    svg = '<svg class="chart" viewBox="0 0 1 1" role="img" aria-label="x"></svg>'
+    return Section(
+        f"{len(rows)} squares <b>", ["Text & more."], [table], [Chart("A chart", svg)],
+        [Picture("pictures/none.png", "none")],
+    )  # fmt: skip
+
+
+STUDY = Study("squares", "Squares are not negative.", Squares, runs, section)
+
+
+def calls(folder):
+    path = folder / "calls"
+    return sorted(path.read_text().split()) if path.is_file() else []
+
+
+def go(folder, jobs=1, said=None, **changes):
+    settings = Squares(**changes)
+    say = said.append if said is not None else (lambda text: None)
+    return carry_out(STUDY, settings, folder, jobs=jobs, device="cpu", say=say)
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "study-squares"
+
+
+def test_rows_come_in_the_order_of_the_runs_with_key_and_arguments(folder):
+    go(folder, numbers=[3, 1])
+    assert results(folder)["rows"] == [
+        {"key": "square-3", "number": 3, "offset": 0.0, "square": 9.0},
+        {"key": "square-1", "number": 1, "offset": 0.0, "square": 1.0},
+    ]
+    assert results(folder)["settings"] == {"numbers": [3, 1], "offset": 0.0}
+    assert results(folder)["claim"] == STUDY.claim
+
+
+def test_several_processes_give_the_rows_of_one(folder, tmp_path):
+    go(folder, jobs=2)
+    go(tmp_path / "runs" / "study-one", jobs=1)
+    assert results(folder)["rows"] == results(tmp_path / "runs" / "study-one")["rows"]
+
+
+def test_a_row_is_made_once_and_anew_only_for_what_changed(folder):
+    go(folder)
+    go(folder)
+    assert calls(folder) == ["square-1", "square-2", "square-3"]
+    go(folder, numbers=[3, 4])
+    assert calls(folder) == ["square-1", "square-2", "square-3", "square-4"]
+    go(folder, numbers=[4], offset=1.0)
+    assert calls(folder).count("square-4") == 2
+    assert results(folder)["rows"][0]["square"] == 17
+
+
+def test_a_higher_version_makes_all_rows_anew(folder):
+    go(folder)
+    newer = dataclasses.replace(STUDY, version=2)
+    carry_out(newer, Squares(), folder, jobs=1, device="cpu")
+    assert len(calls(folder)) == 6
+
+
+def test_restart_makes_all_rows_anew(folder):
+    go(folder)
+    carry_out(STUDY, Squares(), folder, jobs=1, device="cpu", restart=True)
+    assert len(calls(folder)) == 6
+
+
+def test_a_stopped_study_goes_on_where_it_was(folder):
+    with pytest.raises(Interrupted, match="goes on from there"):
+        go(folder, numbers=[1, 9, 2])
+    assert calls(folder) == ["square-1", "square-9"]
+    assert not (folder / "results.json").exists()
+    go(folder, numbers=[1, 2, 3])
+    assert calls(folder) == ["square-1", "square-2", "square-3", "square-9"]
+
+
+def test_a_loss_that_is_not_finite_is_a_row_and_other_errors_end_the_study(folder):
+    said = []
+    go(folder, said=said, numbers=[7, 2])
+    failed, good = results(folder)["rows"]
+    assert (failed["number"], "not finite" in failed["failed"]) == (7, True)
+    assert good["square"] == 4
+    assert any("square-7" in line and "failed" in line for line in said)
+    with pytest.raises(GlannError, match="there is no data"):
+        go(folder, numbers=[8, 1])
+
+
+def test_the_report_escapes_text_and_loads_nothing(folder):
+    page = go(folder).read_text()
+    assert "3 squares &lt;b&gt;" in page
+    assert "Text &amp; more." in page
+    assert "pictures/none.png is missing" in page
+    assert "default-src 'none'" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert (folder / "report.html").is_file()
+
+
+def test_a_quick_section_gives_way_to_the_other(folder):
+    go(folder.with_name("study-squares-quick"), numbers=[1])
+    (quick,) = sections_in(folder.parent)
+    assert "1 squares" in quick
+    go(folder)
+    (shown,) = sections_in(folder.parent)
+    assert "3 squares" in shown
+
+
+def test_a_comparison_s_page_ends_with_the_studies_beside_its_run(folder, tmp_path):
+    go(folder)
+    results = {
+        "recipe": "tiny",
+        "command": "glann compare tiny",
+        "protocol": {"real": "test images", "n": 100},
+        "rows": [{"model": "glann", "label": "GLANN", "group": "glann", "seed": 0, "n": 100}],
+    }
+    sections = sections_in(folder.parent)
+    page = write_report(results, tmp_path / "runs" / "tiny" / "compare", sections).read_text()
+    assert page.count('id="study-squares"') == 1
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A file of settings in the place of the shipped ones."""
+    path = tmp_path / "squares.toml"
+    path.write_text("# Squares.\nnumbers = [2]\n[quick]\nnumbers = [1]\n")
+    monkeypatch.setattr("glann.places.study_recipe", lambda name: path)
+    return path
+
+
+def test_settings_are_those_of_the_file_then_quick_then_overridden(recipe):
+    assert load_settings(STUDY) == Squares(numbers=[2])
+    assert load_settings(STUDY, quick=True) == Squares(numbers=[1])
+    given = load_settings(STUDY, ["numbers=[5, 6]", "offset=2"], quick=True)
+    assert given == Squares(numbers=[5, 6], offset=2.0)
+    assert to_toml(given) == "numbers = [5, 6]\noffset = 2.0\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("number=[1]", "did you mean 'numbers'"),
+        ("numbers=1", "wanted list of int"),
+        ("numbers=[10]", "out of range"),
+        ("offset=text", "wanted float"),
+        ("offset", "wanted KEY=VALUE"),
+    ],
+)
+def test_a_bad_setting_is_named(recipe, override, message):
+    with pytest.raises(GlannError, match=message.replace("'", ".")):
+        load_settings(STUDY, [override])
+
+
+@pytest.mark.parametrize("text", ["numbers = ", "nonsense = 1", "[quick]\nnonsense = 1"])
+def test_a_bad_file_is_named(recipe, text):
+    recipe.write_text(text)
+    with pytest.raises(GlannError):
+        load_settings(STUDY, quick=True)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_shipped_study_can_be_carried_out(name):
+    study = find_study(name)
+    assert study.name == name
+    header = Path(__file__).parents[1] / "pipelines" / "studies" / f"{name}.toml"
+    lines = header.read_text().splitlines()
+    assert any(f"glann study {name}" in line for line in lines if line.startswith("#"))
+    full, quick = (load_settings(study, quick=quick) for quick in (False, True))
+    for settings in (full, quick):
+        keys = [run.key for run in study.runs(settings)]
+        assert keys
+        assert len(set(keys)) == len(keys)
+        for run in study.runs(settings):
+            assert json.loads(json.dumps(run.arguments)) == run.arguments
+    assert full != quick
+
+
+# --- command line -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(recipe, monkeypatch, tmp_path):
+    monkeypatch.setattr(studies, "find_study", lambda name: STUDY)
+    monkeypatch.chdir(tmp_path)
+    name = next(iter(STUDIES))
+    return lambda *args: CliRunner().invoke(cli.main, ["study", name, *args])
+
+
+def test_the_command_writes_rows_and_a_report(shell, tmp_path):
+    name = next(iter(STUDIES))
+    done = shell("--jobs", "1", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert "runs/studies.html" in done.output
+    assert len(results(tmp_path / "runs" / f"study-{name}")["rows"]) == 1
+    done = shell("--quick", "--quiet", "--jobs", "1", "--run", "runs/study-mine")
+    assert done.exit_code == 0, done.output
+    assert results(tmp_path / "runs" / "study-mine")["rows"][0]["number"] == 1
+
+
+def test_a_dry_run_writes_nothing(shell, tmp_path):
+    done = shell("--dry-run", "--set", "numbers=[4]")
+    assert done.output.splitlines() == ["numbers = [4]", "offset = 0.0", "# runs: square-4"]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--set", "number=1"], "did you mean 'numbers'"),
+        (["--jobs", "0"], "0 is not in the range"),
+        (["--device", "abacus"], "is not on this machine"),
+        (["mode"], "Invalid value for 'NAME…'"),
+    ],
+)
+def test_bad_input_is_an_error_and_no_traceback(shell, args, message):
+    done = shell(*args)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "Traceback" not in done.output
+
+
+def test_ctrl_c_between_processes_stops_them_and_what_is_done_is_kept(folder, monkeypatch):
+    def say(text):
+        if "square-" in text:  # the first row is written
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="goes on from there"):
+        carry_out(STUDY, Squares(), folder, jobs=2, device="cpu", say=say)
+    assert len(list((folder / "rows").glob("*.json"))) == 1
+    assert multiprocessing.active_children() == []
