@@ -24,6 +24,7 @@ from glann.studies.gradients import (
     steps_to_measure,
 )
 from glann.studies.norms import (
+    MATCHING,
     against_discriminator,
     falls,
     measured_rows,
@@ -113,14 +114,14 @@ def test_clipping_keeps_a_critic_flat(frozen, digits):
 
 def test_imle_and_its_error_by_hand(digits):
     codes = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
-    imle = IMLE(**TINY_IMLE | {"batch_size": 40}).fit(codes, seed=1)
-    pool = noise(3, "measured candidates", 0, 80, imle.noise_dim)
+    imle = IMLE(**TINY_IMLE | {"batch_size": 40}, cells=1).fit(codes, seed=1)
+    pool = noise(3, f"candidates {MATCHING}", 0, 80, imle.noise_dim)
     with torch.no_grad():
         nearest = torch.cdist(codes, imle.mapper_(pool)).argmin(1)
     mapper = copy.deepcopy(imle.mapper_).train()
     (rows,) = measured_rows(40, 40, 3)
     difference = (mapper(pool[nearest[rows]]) - codes[rows]) / float(mapper.scale)
-    loss = difference.square().sum(1).mean()
+    loss = difference.square().mean()
     gradients = torch.autograd.grad(loss, list(mapper.parameters()))
     found = of_imle(imle, codes, 2.0, 3, CPU)
     assert found["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)

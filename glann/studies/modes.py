@@ -24,7 +24,7 @@ from glann.studies.study import Place, Row, Run, Study
 
 SAMPLES = 2500
 
-OURS = {"imle": "IMLE", "rs-imle": "IMLE, refusing the near", "glann": "GLANN, refusing the near"}
+OURS = {"imle": "IMLE", "rs-imle": "IMLE, refusing the near", "glann": "GLANN"}
 """Models that are not GANs, with their names for the report."""
 
 PUBLISHED = [
@@ -123,7 +123,9 @@ def make_sampler(mixture: str, model: str, steps: list[int]) -> PointIMLE | Poin
     if model == "imle":
         return PointIMLE(steps=steps[0], candidates=CANDIDATES[mixture])
     refusing = PointIMLE(steps=steps[0], candidates=REFUSING, refuse=REFUSE)
-    return refusing if model == "rs-imle" else PointGLANN(imle=refusing, glo_steps=steps[1])
+    if model == "rs-imle":
+        return refusing
+    return PointGLANN(imle_steps=steps[0], glo_steps=steps[1])
 
 
 def within_modes(samples: torch.Tensor, mixture: str) -> float | None:
@@ -214,7 +216,8 @@ def section(settings: ModesSettings, rows: Sequence[Row], folder: Path) -> Secti
     why = (
         "IMLE pulls a sample to each datum, so no mode is left out; but samples that are nearest "
         "to no datum are never pulled, and lie between the modes. Refusing candidates that are "
-        "near a datum already (RS-IMLE) has the others chosen."
+        "near a datum already (RS-IMLE) has the others chosen. In GLANN's cells each candidate has "
+        "data of its own part near it, and noise picks a cell as often as it has data."
     )
     budget = (
         f"Budget: {settings.imle_steps:,} steps of IMLE, {settings.gan_steps:,} of each "

@@ -1,6 +1,7 @@
 """Norms of generators' gradients: against a discriminator that is trained, and by themselves."""
 
 import copy
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,9 +16,9 @@ from glann.images import to_float
 from glann.imle import IMLE
 from glann.losses import make_loss
 from glann.nearest import nearest
-from glann.networks import Encoder, Generator, evaluation_mode
+from glann.networks import Encoder, Generator
 from glann.randomness import generator as random_generator
-from glann.randomness import noise, seeded
+from glann.randomness import seeded
 from glann.training import Batches, Training, adam
 
 Point = dict[str, float]
@@ -27,6 +28,10 @@ SMALLEST = 1e-45
 
 MEASURED = 16
 """Batches on whose mean loss a gradient is taken: the same at every measurement of a run."""
+
+
+MATCHING = 2**31
+"""Number of the measured matching: that of no training, which has other candidates."""
 
 
 def norm_and_loss(losses: Iterable[torch.Tensor], network: nn.Module) -> tuple[float, float]:
@@ -128,23 +133,20 @@ def of_imle(imle: IMLE, codes: torch.Tensor, pool: float, seed: int, device: tor
     """The norm of the gradient of a fitted IMLE's mapper, and its loss, the error that is left.
 
     Each code is matched among `pool` candidates for each of them, as in a step of its training, and
-    the loss is the mean squared distance to them (in units of the codes' spread, if they are not on
-    a sphere).
+    the loss is the training's: 1 is what the cells' centres alone would give.
 
     Returns:
         "norm", "loss".
     """
     mapper = copy.deepcopy(imle.mapper_).to(device)
-    size = max(1, round(pool * len(codes)))
-    candidates = noise(seed, "measured candidates", 0, size, imle.noise_dim).to(device)
     codes = codes.to(device)
-    with evaluation_mode(mapper):
-        made = torch.cat([mapper(part) for part in candidates.split(8192)])
-    chosen, _ = nearest(codes, made)
-    scale = 1.0 if mapper.on_sphere else float(mapper.scale)
+    cells, _ = nearest(codes, mapper.centres)
+    counts = cells.bincount(minlength=len(mapper.centres)).cpu()
+    matching = dataclasses.replace(imle, pool=pool)
+    chosen, _ = matching.match(mapper, codes, cells, counts, seed, MATCHING)
     mapper.train()
     losses = (
-        ((mapper(candidates[chosen[rows]]) - codes[rows]) / scale).square().sum(1).mean()
+        ((mapper(chosen[rows], cells[rows]) - codes[rows]) / mapper.scale).square().mean()
         for rows in measured_rows(len(codes), imle.batch_size, seed)
     )
     norm, loss = norm_and_loss(losses, mapper)

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from glann.baselines import MODELS
 from glann.baselines.gan import GAN
 from glann.errors import GlannError
+from glann.imle import IMLE
 from glann.networks import Generator, evaluation_mode
 from glann.randomness import generator as random_generator
 from glann.randomness import noise, seeded
@@ -224,12 +225,19 @@ class PointIMLE:
 
 @dataclass(kw_only=True)
 class PointGLANN:
-    """Both stages on points: a generator with a learned code for each point, IMLE on the codes."""
+    """Both stages on points: a generator with a learned code for each point, IMLE on the codes.
+
+    Stage two is the project's own, in cells; only the generator is another.
+    """
 
     coded: int = setting(10_000, "points that get a code: the first ones", minimum=2)
     glo_steps: int = setting(5000, "of stage one", minimum=1)
+    glo_batch: int = setting(500, "points in a step of stage one", minimum=1)
+    imle_steps: int = setting(6000, "of stage two", minimum=1)
+    lr: float = setting(2e-3, "Adam's learning rate of the generator", minimum=0)
     code_lr: float = setting(1e-2, "Adam's learning rate of the codes", minimum=0)
-    imle: PointIMLE
+    width: int = setting(128, "units of each hidden layer", minimum=8)
+    depth: int = setting(6, "hidden layers of the generator", minimum=1)
 
     def fit(self, points: torch.Tensor, *, seed: int = 0, device: str = "cpu") -> "PointGLANN":
         """Learn from float32 points `(n, dim)`; returns self."""
@@ -237,18 +245,17 @@ class PointGLANN:
         self.mean_, self.scale_ = points.mean(0), float(points.std(0).square().mean().sqrt())
         data = (points - self.mean_) / self.scale_
         with seeded(seed, "point generator"):
-            width, depth = self.imle.width, self.imle.depth
-            self.generator_ = _perceptron(points.shape[1], width, depth, points.shape[1]).to(device)
+            network = _perceptron(points.shape[1], self.width, self.depth, points.shape[1])
+        self.generator_ = network.to(device)
         # The principal components of points in the plane, as stage one starts its codes.
         codes = (data @ torch.linalg.svd(data, full_matrices=False).Vh.T).requires_grad_()
         optimisers = [
-            (adam(self.generator_, self.imle.lr), self.imle.lr),
+            (adam(self.generator_, self.lr), self.lr),
             (torch.optim.Adam([codes], betas=(0.5, 0.999), fused=True), self.code_lr),
         ]
-        size = self.imle.batch_size
         for step in range(self.glo_steps):
             random = random_generator(seed, "stage one", step)
-            rows = torch.randint(len(data), (size,), generator=random).to(device)
+            rows = torch.randint(len(data), (self.glo_batch,), generator=random).to(device)
             loss = (self.generator_(codes[rows]) - data[rows]).square().sum(1).mean()
             for optimiser, lr in optimisers:
                 set_learning_rate(optimiser, learning_rate("cosine", lr, step, self.glo_steps))
@@ -257,12 +264,14 @@ class PointGLANN:
             for optimiser, _ in optimisers:
                 optimiser.step()
         self.loss_ = float(loss.detach())
-        self.imle.fit(codes.detach(), seed=seed, device=device)
+        imle = IMLE(noise_dim=NOISE_DIM, width=self.width)
+        imle.epochs = max(1, round(self.imle_steps * imle.batch_size / len(codes)))
+        self.imle_ = imle.fit(codes.detach(), seed=seed, device=device)
         return self
 
     def sample(self, n: int, seed: int = 0) -> torch.Tensor:
         """New points: float32 `(n, dim)` on the CPU."""
-        codes = self.imle.sample(n, seed).to(self.mean_.device)
+        codes = self.imle_.sample(n, seed).to(self.mean_.device)
         with torch.no_grad():
             made: torch.Tensor = self.generator_(codes) * self.scale_ + self.mean_
         return made.cpu()
