@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from glann import cli
+from glann.studies.modes import OURS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,7 +71,7 @@ RESULTS = sorted((ROOT / "pipelines/results").glob("*/results.json"))
 COMPARED = [path for path in RESULTS if not path.parent.name.startswith("study-")]
 
 
-@pytest.mark.parametrize("path", COMPARED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", COMPARED, ids=lambda p: p.parent.name)
 def test_tables_of_results_are_those_of_the_files(path):
     from glann.report import markdown_table
 
@@ -80,3 +81,16 @@ def test_tables_of_results_are_those_of_the_files(path):
     assert results["recipe"] == path.parent.name
     assert f"glann compare {path.parent.name}" in told
     assert (path.parent / "report.html").is_file()
+
+
+def test_the_table_of_modes_is_that_of_the_file():
+    path = ROOT / "pipelines/results/study-modes/results.json"
+    told = (ROOT / "pipelines/README.md").read_text(encoding="utf-8")
+    rows = {(r["mixture"], r["model"]): r for r in json.loads(path.read_text("utf-8"))["rows"]}
+    assert len(rows) == 6
+    for model in ("imle", "rs-imle", "glann"):
+        cells = [
+            f"{row['found']} | {100 * row['high_quality']:.1f} % | {row['kl']:.3f} |"
+            for row in (rows["ring", model], rows["grid", model])
+        ]
+        assert " ".join(["|", OURS[model], "|", *cells]) in told
