@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 
 from glann.recipes import section as checked
-from glann.studies import STUDIES, find_study
+from glann.studies import find_study
 
 RESULTS = Path(__file__).parents[1] / "pipelines" / "results"
 README = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
-SHIPPED = [name for name in STUDIES if (RESULTS / f"study-{name}").is_dir()]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", ["gradients", "stability", "blur"])
 def test_tables_are_those_of_the_results(name):
     folder = RESULTS / f"study-{name}"
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
