@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from glann import cli
-from glann.studies.modes import OURS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
