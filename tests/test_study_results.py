@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parents[1] / "pipelines" / "results"
 README = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["gradients", "stability", "blur"])
+@pytest.mark.parametrize("name", ["gradients", "stability", "blur", "likelihood"])
 def test_tables_are_those_of_the_results(name):
     folder = RESULTS / f"study-{name}"
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

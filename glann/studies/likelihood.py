@@ -166,12 +166,15 @@ def section(settings: LikelihoodSettings, rows: Sequence[Row], folder: Path) -> 
     """Curves of known densities, and the table of the images."""
     known = [row for row in rows if "curve" in row]
     scored = [row for row in rows if "likelihood" in row]
-    rose = sum(row["curve"][-1]["likelihood"] > row["curve"][0]["likelihood"] for row in known)
-    finding = (
-        f"From the first to the last measurement the held-out log-likelihood rose in {rose} of "
-        f"{len(known)} runs on data of known density, while the objective fell in "
-        f"{sum(r['curve'][-1]['objective'] < r['curve'][0]['objective'] for r in known)}."
-    )
+    findings = []
+    if known:
+        ends = [(row["curve"][0], row["curve"][-1]) for row in known]
+        findings.append(
+            "From the first to the last measurement the held-out log-likelihood rose in "
+            f"{sum(last['likelihood'] > first['likelihood'] for first, last in ends)} of "
+            f"{len(known)} runs on data of known density, while the objective fell in "
+            f"{sum(last['objective'] < first['objective'] for first, last in ends)}."
+        )
     tables, charts, paragraphs = [], [], []
     lines = []
     for density in settings.densities:
@@ -203,6 +206,10 @@ def section(settings: LikelihoodSettings, rows: Sequence[Row], folder: Path) -> 
             own = [row for row in scored if row["model"] == model]
             if own:
                 best = own[0]
+                findings.append(
+                    f"Test images of {settings.recipe} under the samples of {LABELS[model]}: "
+                    f"{spread([row['likelihood'] for row in own], 0)} nats."
+                )
                 lines.append([
                     LABELS[model], f"{best['likelihood']:.0f} ± {best['error']:.0f}",
                     spread([row["likelihood"] for row in own], 0), f"{best['sigma']:g}",
@@ -217,7 +224,7 @@ def section(settings: LikelihoodSettings, rows: Sequence[Row], folder: Path) -> 
         )
         tables.append(Table(head, lines, note, [LABELS["glann"]]))
         paragraphs.append(AGAINST)
-    return Section(finding, paragraphs, tables, charts)
+    return Section(" ".join(findings), paragraphs, tables, charts)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
