@@ -34,8 +34,8 @@ def test_learns_with_each_loss(digits, loss):
 
 def test_half_precision_learns_as_well(digits):
     settings = {**TINY_GLO, "epochs": 40}
-    full = GLO(**settings, precision="float32").fit(digits)
-    half = GLO(**settings, precision="bfloat16").fit(digits)
+    full = GLO(**{**settings, "precision": "float32"}).fit(digits)
+    half = GLO(**{**settings, "precision": "bfloat16"}).fit(digits)
     assert not torch.equal(full.codes_, half.codes_)
     assert {t.dtype for t in half.generator_.parameters()} == {torch.float32}
     assert half.codes_.dtype == torch.float32
