@@ -59,7 +59,7 @@ KEPT = 65_536
 """Codes whose details are kept, at the most."""
 
 GROUP = 65_536
-"""Candidates that are drawn at a time, at the least: those of whole cells."""
+"""Candidates that are drawn at a time, about: those of whole cells."""
 
 
 @dataclass(kw_only=True)
