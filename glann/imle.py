@@ -267,6 +267,7 @@ class IMLE:
         chosen = codes.new_empty(len(codes), self.noise_dim)
         recalled = torch.zeros((), dtype=torch.float64)
         sizes = (self.pool * counts).round().clamp_min(1).long()
+        precision = pick_precision(self.precision, device)
         members = cells.argsort().split(cells.bincount(minlength=len(counts)).tolist())
         start = 0
         for group in _groups(sizes):
@@ -275,7 +276,8 @@ class IMLE:
             pool, of = pool.to(device), torch.repeat_interleave(group, sizes[group]).to(device)
             start += len(pool)
             rows = torch.arange(len(pool), device=device).split(8192)
-            made = processes.by_parts(rows, partial(_candidates, mapper, pool, of))
+            with autocast(precision, device):
+                made = processes.by_parts(rows, partial(_candidates, mapper, pool, of))
             parts = zip(pool.split(own), made.split(own), strict=True)
             for cell, (e, candidates) in zip(group.tolist(), parts, strict=True):
                 mine = members[cell]

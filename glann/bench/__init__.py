@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from glann.bench import machine
-from glann.bench.rows import MACHINE, Row, rows
+from glann.bench.rows import MACHINE, Costs, Row, rows
 from glann.bench.timing import Round
 from glann.bench.ways import sizes
 from glann.bench.workers import Task, Worker
@@ -21,7 +21,7 @@ from glann.training import pick_device
 
 __all__ = ["FORMAT", "bench"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of what `bench` returns."""
 
 
@@ -48,9 +48,9 @@ def bench(
 
     Returns:
         "rows", each with its "ways", with every round's items and seconds, the median "rate" and
-        "memory_bytes", its process's peak; "ratios" of our rate to the others'; "of_limit", our
-        rate × "cost" ÷ the rate of the machine's "limit".  A row with a "part" is a part of the
-        row before it.
+        "memory_bytes", its process's peak; "ratios" of our rate to the others'; "of_limit", the
+        share of our time that an item's "costs" would take at the machine's limits.  A row with a
+        "part" is a part of the row before it.
         "machine" has the limits; "environment", "command", … say how it was measured.
 
     Raises:
@@ -124,24 +124,22 @@ def _results(row: Row, ways: dict[str, Any], limits: dict[str, Any]) -> list[dic
     if not row.inside:
         ways = {name: way | {"memory_bytes": None} for name, way in ways.items()}
     costs = row.costs()
-    found = [_result(row, None, ways, costs.pop("", None), limits)]
-    for part, cost in costs.items():
+    found = [_result(row, None, ways, costs.pop("", {}), limits)]
+    for part, its in costs.items():
         of_part = {
             name: _way([Round(one["items"], one["parts"][part]) for one in way["rounds"]])
             | {"memory_bytes": None}
             for name, way in ways.items()
         }
-        found.append(_result(row, part, of_part, cost, limits))
+        found.append(_result(row, part, of_part, its, limits))
     return found
 
 
 def _result(
-    row: Row, part: str | None, ways: dict[str, Any], cost: float | None, limits: dict[str, Any]
+    row: Row, part: str | None, ways: dict[str, Any], costs: Costs, limits: dict[str, Any]
 ) -> dict[str, Any]:
     rate = ways["ours"]["rate"]
-    of_limit = None
-    if row.limit is not None and cost is not None:
-        of_limit = rate * cost / limits[row.limit]["rate"]
+    at_best = sum(cost / limits[limit]["rate"] for limit, cost in costs.items())
     return {
         "name": row.name,
         "part": part,
@@ -150,9 +148,8 @@ def _result(
         "n": row.n,
         "points": row.points,
         "unit": row.unit,
-        "limit": row.limit,
-        "cost": cost,
-        "of_limit": of_limit,
+        "costs": costs,
+        "of_limit": rate * at_best if costs else None,
         "ratios": {name: rate / way["rate"] for name, way in ways.items() if name != "ours"},
         "ways": ways,
     }

@@ -7,6 +7,9 @@ import torch
 
 from glann.bench import machine, ways
 from glann.bench.ways import DIM, SHAPE, Sizes, Way
+from glann.training import pick_precision
+
+Costs = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,8 @@ class Row:
         what: for people, with the sizes.
         unit: of what a round counts.
         ways: how it is done: "ours", "plain", "faiss", "scikit-learn".
-        limit: what of the machine bounds it: "float32" or "start".
-        costs: gives what an item takes of that, floating-point operations, under "", and for each
-            part of a round under its name.
+        costs: gives what an item takes of the machine's limits (a key of MACHINE → floating-point
+            operations, or starts), under "", and for each part of a round under its name.
         note: what a reader has to know.
         n, points: codes and candidates, for the picture.
         once: takes so long that one round has to do.
@@ -31,8 +33,7 @@ class Row:
     what: str
     unit: str
     ways: dict[str, Way]
-    limit: str | None = None
-    costs: Callable[[], dict[str, float]] = dict
+    costs: Callable[[], dict[str, Costs]] = dict
     note: str = ""
     n: int | None = None
     points: int | None = None
@@ -51,11 +52,20 @@ def rows(sizes: Sizes) -> list[Row]:
     def code() -> float:
         return machine.forward_flops(ways.mapper_of(sizes), DIM)
 
-    def stage_two() -> dict[str, float]:
-        parts = {"drawing": 2 * code(), "matching": 2.0 * m * DIM, "steps": 3 * code()}
-        return {"": sum(parts.values()), **parts}
+    def stage_two() -> dict[str, Costs]:
+        parts: dict[str, Costs] = {
+            "drawing": {trained: 2 * code()},
+            "matching": {"float32": 2.0 * m * DIM},
+            "steps": {trained: 3 * code()},
+        }
+        whole: Costs = {}
+        for costs in parts.values():
+            for limit, cost in costs.items():
+                whole[limit] = whole.get(limit, 0.0) + cost
+        return {"": whole, **parts}
 
     here = sizes.device.type == "cpu"
+    trained = str(pick_precision("auto", sizes.device)).removeprefix("torch.")
     others: dict[str, Way] = (
         {"faiss": ways.match_by_faiss} if ways.faiss is not None and here else {}
     )
@@ -66,8 +76,7 @@ def rows(sizes: Sizes) -> list[Row]:
             f"stage one, {sizes.images:,} images of {SHAPE[1]}×{SHAPE[2]}",
             "images",
             {"ours": ways.stage_one, "plain": ways.plain_stage_one},
-            "float32",
-            lambda: {"": 3 * image()},
+            lambda: {"": {trained: 3 * image()}},
             note=f"batches of {sizes.batch}; {sizes.steps} steps a round, after {ways.SKIP} that "
             "don't count; plain goes on from round to round and is measured from its step "
             f"{sizes.warm_steps} on, when denormals have come into Adam's moments",
@@ -77,7 +86,6 @@ def rows(sizes: Sizes) -> list[Row]:
             f"stage two, {sizes.codes:,} codes, {m:,} candidates",
             "codes",
             {"ours": ways.stage_two, "plain": ways.plain_stage_two},
-            "float32",
             stage_two,
             note="one epoch a round: candidates drawn and mapped, one matching, all steps",
         ),
@@ -86,8 +94,7 @@ def rows(sizes: Sizes) -> list[Row]:
             f"matching {sizes.queries:,} codes × {sizes.points:,} candidates, d {DIM}",
             "codes",
             {"ours": ways.match, "plain": ways.match_plainly, **others},
-            "float32",
-            lambda: {"": 2.0 * sizes.points * DIM},
+            lambda: {"": {"float32": 2.0 * sizes.points * DIM}},
             note=f"ours: all {sizes.queries:,} codes; the others: the first "
             f"{sizes.fewer_queries:,} of them against all candidates",
         ),
@@ -97,8 +104,7 @@ def rows(sizes: Sizes) -> list[Row]:
             f"samples, {sizes.samples:,} of {SHAPE[1]}×{SHAPE[2]}",
             "images",
             {"ours": ways.sample, "plain": ways.plain_sample},
-            "float32",
-            lambda: {"": image() + code()},
+            lambda: {"": {"float32": image() + code()}},
         ),
         Row(
             "features",
@@ -117,8 +123,7 @@ def rows(sizes: Sizes) -> list[Row]:
             "glann --help, from start to end",
             "starts",
             {"ours": ways.start, "plain": ways.start_with_torch},
-            "start",
-            lambda: {"": 1.0},
+            lambda: {"": {"start": 1.0}},
             note="plain: the same with torch imported first; the limit: Python that does nothing",
             inside=False,
         ),
@@ -137,8 +142,7 @@ def _growing_row(n: int, sizes: Sizes) -> Row:
         f"matching {n:,} codes × {sizes.grown_points:,} candidates",
         "codes",
         compared,
-        "float32",
-        lambda: {"": 2.0 * sizes.grown_points * DIM},
+        lambda: {"": {"float32": 2.0 * sizes.grown_points * DIM}},
         note="all codes against all candidates; of the largest number one round",
         n=n,
         points=sizes.grown_points,

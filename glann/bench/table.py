@@ -16,8 +16,9 @@ def as_text(found: dict[str, Any]) -> str:
             "",
             _table(found["rows"]),
             "Median rate (slowest–fastest round). × other: ours is so many times as fast. Of the",
-            "limit: our operations a second ÷ the machine's best in float32. Memory: the process's",
-            "peak, libraries included; on a GPU, its memory.",
+            "limit: the share of our time that the operations would take at the machine's best",
+            "rate, of bfloat16 where they are in bfloat16. Memory: the process's peak, libraries",
+            "included; on a GPU, its memory.",
             *(f"{name}: {note}." for name, note in notes.items()),
             "",
         ]
