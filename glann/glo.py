@@ -16,7 +16,7 @@ from glann import processes
 from glann.codes import in_hand
 from glann.errors import GlannError
 from glann.losses import LOSSES, make_loss
-from glann.networks import Generator, evaluation_mode, to_ball, to_sphere
+from glann.networks import BLOCKS, Generator, evaluation_mode, to_ball, to_sphere
 from glann.randomness import generator as random_generator
 from glann.randomness import permutation, seeded
 from glann.settings import as_dict, check, setting
@@ -61,7 +61,7 @@ class GLO:
     generator_lr: float = setting(1e-3, "Adam's learning rate of the generator", minimum=0)
     code_lr: float = setting(1e-2, "Adam's learning rate of the codes", minimum=0)
     schedule: str = setting("one-cycle", "how learning rates change", choices=SCHEDULES)
-    loss: str = setting("laplacian", "reconstruction loss", choices=LOSSES)
+    loss: str = setting("scattering", "reconstruction loss", choices=LOSSES)
     vgg_weights: str | None = setting(None, "file with VGG16's weights, for loss 'vgg'")
     codes_on: str = setting(
         "memory",
@@ -74,6 +74,7 @@ class GLO:
     width: int = setting(64, "channels before the generator's last layer", minimum=4, maximum=512)
     hidden: int = setting(1024, "units of the generator's first layer", minimum=8, maximum=8192)
     batch_norm: bool = setting(True, "BatchNorm in the generator")
+    blocks: str = setting("transposed", "what the generator is made of", choices=BLOCKS)
     precision: str = setting(
         "auto", "of matrix products; auto: bfloat16 where that is faster", choices=PRECISIONS
     )
@@ -125,6 +126,7 @@ class GLO:
                 width=self.width,
                 hidden=self.hidden,
                 batch_norm=self.batch_norm,
+                blocks=self.blocks,
                 on_sphere=self.space == "sphere",
             )
         with Training("glo", batches, folder, identity, progress) as training:

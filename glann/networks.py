@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 from torch.nn.utils.parametrizations import spectral_norm
 
 from glann.images import crop
 
 NORMS = ("batch", "spectral", "none")
 """Normalisations of an encoder."""
+
+BLOCKS = ("transposed", "residual")
+"""What a generator is made of."""
 
 
 @contextlib.contextmanager
@@ -48,23 +51,58 @@ def _pyramid(size: tuple[int, int], width: int) -> tuple[tuple[int, int], list[i
     return (height, width_of_image), [min(512, width * 2**i) for i in range(halvings)]
 
 
-class Generator(nn.Module):
-    """Code → image: two full layers, then transposed convolutions that double the size.
+class Doubling(nn.Module):
+    """A residual block that doubles the size: `(n, inputs, h, w)` → `(n, outputs, 2h, 2w)`.
 
-    For 28×28 and 32×32 images with `width` 64 and `hidden` 1024 it is the network of GLANN (Hoshen,
-    Li & Malik 2019) and of InfoGAN before it: FC 1024 – FC 128·(s/4)² – deconv 64 – deconv, 4×4
-    kernels with stride 2, LeakyReLU .2, sigmoid.  Larger images get more doublings, so that the
-    first map of features is never much above 8×8.
+    A transposed convolution, 4×4 with stride 2, and a 3×3 convolution, each after BatchNorm and
+    LeakyReLU; beside them a 1×1 convolution whose pixels are doubled (as in SN-GAN's blocks, Miyato
+    et al., arXiv 1802.05957, but that the first convolution does the doubling itself).
+    """
+
+    def __init__(self, inputs: int, outputs: int, batch_norm: bool) -> None:
+        super().__init__()
+
+        def before(features: int) -> list[nn.Module]:
+            return [*([nn.BatchNorm2d(features)] if batch_norm else []), nn.LeakyReLU(0.2)]
+
+        doubling = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=not batch_norm)
+        nn.init.xavier_normal_(doubling.weight, gain=math.sqrt(2))
+        self.layers = nn.Sequential(
+            *before(inputs),
+            doubling,
+            *before(outputs),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
+        )
+        self.beside = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps of features → maps of twice the size."""
+        doubled: torch.Tensor = self.layers(maps)
+        return doubled + interpolate(self.beside(maps), scale_factor=2)
+
+
+class Generator(nn.Module):
+    """Code → image, by blocks that double the size.
+
+    "transposed": two full layers, then transposed convolutions.  For 28×28 and 32×32 images with
+    `width` 64 and `hidden` 1024 it is the network of GLANN (Hoshen, Li & Malik 2019) and of InfoGAN
+    before it: FC 1024 – FC 128·(s/4)² – deconv 64 – deconv, 4×4 kernels with stride 2, LeakyReLU
+    .2, sigmoid.  Larger images get more doublings, so that the first map of features is never much
+    above 8×8.
+
+    "residual": one full layer, then a `Doubling` in the place of each transposed convolution, and a
+    3×3 convolution.  Deeper, with a fraction of the numbers: for larger images, and small files.
 
     Args:
         code_dim: numbers in a code.
         image_shape: (channels, height, width), each side from 8 to 256.  Sides that can't be
             halved often enough are made larger and cropped.
         width: channels before the last layer; each doubling before has twice as many, up to 512.
-        hidden: units of the first layer.
+        hidden: units of the first of the full layers; of "residual" there is one.
         batch_norm: BatchNorm before each activation but the first.  The authors leave it out for
             CIFAR-10.
         on_sphere: codes are scaled to norm 1 first.
+        blocks: one of BLOCKS.
     """
 
     def __init__(
@@ -75,6 +113,7 @@ class Generator(nn.Module):
         hidden: int = 1024,
         batch_norm: bool = True,
         on_sphere: bool = True,
+        blocks: str = "transposed",
     ) -> None:
         super().__init__()
         channels, height, width_of_image = image_shape
@@ -85,40 +124,77 @@ class Generator(nn.Module):
             "hidden": hidden,
             "batch_norm": batch_norm,
             "on_sphere": on_sphere,
+            "blocks": blocks,
         }
         self.image_shape = (channels, height, width_of_image)
         self.on_sphere = on_sphere
         smallest, widths = _pyramid((height, width_of_image), width)
+        if blocks == "residual":
+            widths.append(min(512, 2 * widths[-1]))
         widths.reverse()
-
-        def norm(features: int, kind: type[nn.Module]) -> list[nn.Module]:
-            return [kind(features)] if batch_norm else []
-
-        features = widths[0] * smallest[0] * smallest[1]
-        layers: list[nn.Module] = [
-            nn.Linear(code_dim, hidden, bias=False),
-            nn.LeakyReLU(0.2),
-            nn.Linear(hidden, features, bias=not batch_norm),
-            *norm(features, nn.BatchNorm1d),
-            nn.LeakyReLU(0.2),
-            nn.Unflatten(1, (widths[0], *smallest)),
-        ]
-        for inputs, outputs in itertools.pairwise(widths):
-            layers += [
-                nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=not batch_norm),
-                *norm(outputs, nn.BatchNorm2d),
-                nn.LeakyReLU(0.2),
-            ]
-        layers += [nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1), nn.Sigmoid()]
-        self.layers = nn.Sequential(*layers)
-        for layer in self.layers:  # as the authors start it
-            if isinstance(layer, (nn.Linear, nn.ConvTranspose2d)):
-                nn.init.xavier_normal_(layer.weight, gain=math.sqrt(2))
+        build = _residual if blocks == "residual" else _transposed
+        layers = build(code_dim, channels, smallest, widths, hidden, batch_norm)
+        self.layers = nn.Sequential(*layers, nn.Sigmoid())
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes `(n, code_dim)` → images, float `(n, channels, height, width)` in [0, 1]."""
         images: torch.Tensor = self.layers(to_sphere(codes) if self.on_sphere else codes)
         return crop(images, self.image_shape[1:])
+
+
+def _transposed(
+    code_dim: int,
+    channels: int,
+    smallest: tuple[int, int],
+    widths: list[int],
+    hidden: int,
+    batch_norm: bool,
+) -> list[nn.Module]:
+    """Layers from code to image, but for the sigmoid; `widths` are the channels of each size."""
+
+    def norm(features: int, kind: type[nn.Module]) -> list[nn.Module]:
+        return [kind(features)] if batch_norm else []
+
+    features = widths[0] * smallest[0] * smallest[1]
+    layers: list[nn.Module] = [
+        nn.Linear(code_dim, hidden, bias=False),
+        nn.LeakyReLU(0.2),
+        nn.Linear(hidden, features, bias=not batch_norm),
+        *norm(features, nn.BatchNorm1d),
+        nn.LeakyReLU(0.2),
+        nn.Unflatten(1, (widths[0], *smallest)),
+    ]
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [
+            nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=not batch_norm),
+            *norm(outputs, nn.BatchNorm2d),
+            nn.LeakyReLU(0.2),
+        ]
+    layers.append(nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1))
+    for layer in layers:  # as the authors start it
+        if isinstance(layer, (nn.Linear, nn.ConvTranspose2d)):
+            nn.init.xavier_normal_(layer.weight, gain=math.sqrt(2))
+    return layers
+
+
+def _residual(
+    code_dim: int,
+    channels: int,
+    smallest: tuple[int, int],
+    widths: list[int],
+    hidden: int,
+    batch_norm: bool,
+) -> list[nn.Module]:
+    """The same of residual blocks, with one more of `widths`; `hidden` is not used."""
+    norm = [nn.BatchNorm2d(widths[-1])] if batch_norm else []
+    return [
+        nn.Linear(code_dim, widths[0] * smallest[0] * smallest[1]),
+        nn.Unflatten(1, (widths[0], *smallest)),
+        *(Doubling(inputs, outputs, batch_norm) for inputs, outputs in itertools.pairwise(widths)),
+        *norm,
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(widths[-1], channels, 3, padding=1),
+    ]
 
 
 class Encoder(nn.Module):

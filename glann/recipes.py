@@ -139,8 +139,13 @@ def make_recipe(name: str, content: dict[str, Any], given: str = "") -> Recipe:
 def _baseline(model: str, content: dict[str, Any], glo: GLO) -> NoiseSampler:
     """A baseline with its published settings and GLANN's generator, but for what `content` says."""
     kind, published = MODELS[model]
-    generator = {"noise_dim": glo.code_dim, "width": glo.width, "hidden": glo.hidden}
-    defaults = {**generator, "batch_norm": glo.batch_norm, **published}
+    generator: dict[str, Any] = {
+        "noise_dim": glo.code_dim,
+        "width": glo.width,
+        "hidden": glo.hidden,
+    }
+    generator |= {"batch_norm": glo.batch_norm, "blocks": glo.blocks}
+    defaults = {**generator, **published}
     baseline: NoiseSampler = section(model, kind, content, defaults=defaults)
     return baseline
 

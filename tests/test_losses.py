@@ -16,6 +16,7 @@ from glann.losses import (
     LOSSES,
     LaplacianPyramid,
     Perceptual,
+    Scattering,
     l1,
     load_vgg16,
     make_loss,
@@ -128,11 +129,81 @@ def test_one_changed_pixel_is_a_loss_and_none_is_not(height, width, data):
     torch.testing.assert_close(pyramid(images, other), loss)  # and it has no direction
 
 
+# ---------------------------------------------------------------------- scattering
+
+
+def striped(angle: float, phase: float = 0.0, size: int = 32) -> torch.Tensor:
+    """Waves of 2 radians a pixel that run along `angle`: double `(1, 1, size, size)` in [0, 1]."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    wave = torch.cos(2 * (x * np.cos(angle) + y * np.sin(angle)) + phase)
+    return (wave.double()[None, None] + 1) / 2
+
+
+@pytest.mark.parametrize("direction", range(4))
+def test_each_direction_of_waves_has_its_coefficient(direction):
+    finest = Scattering((32, 32)).double().coefficients(striped(np.pi * direction / 4))[0]
+    inside = finest[0, :, 4:-4, 4:-4].mean((1, 2))
+    others = inside[torch.arange(4) != direction]
+    assert inside[direction] > 2 * others.max()
+
+
+def test_coefficients_are_those_of_the_definition():
+    """A|x ∗ ψ| with windows of 5×5 one by one, every second of them, averaged over 2×2."""
+    loss = Scattering((16, 20)).double()
+    image = random_images(1, 1, 16, 20)
+    padded = np.pad(image[0, 0].numpy(), 2, mode="reflect")
+    waves = loss.wavelets[:, 0].numpy()
+    modulus = np.zeros((4, 8, 10))
+    for k in range(4):
+        for row in range(8):
+            for column in range(10):
+                window = padded[2 * row : 2 * row + 5, 2 * column : 2 * column + 5]
+                even, odd = (waves[k] * window).sum(), (waves[k + 4] * window).sum()
+                modulus[k, row, column] = np.sqrt(even**2 + odd**2 + 1e-6)
+    wanted = (
+        modulus[:, :-1, :-1] + modulus[:, 1:, :-1] + modulus[:, :-1, 1:] + modulus[:, 1:, 1:]
+    ) / 4
+    np.testing.assert_allclose(loss.coefficients(image)[0][0].numpy(), wanted, atol=1e-12)
+
+
+def test_coefficients_see_no_brightness_and_hardly_the_place_of_a_wave():
+    loss = Scattering((32, 32)).double()
+    image = random_images(1, 1, 32, 32)
+    for mine, theirs in zip(loss.coefficients(image), loss.coefficients(image + 0.3), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-7, rtol=0)
+    here, there, grey = striped(0.0), striped(0.0, np.pi), torch.full((1, 1, 32, 32), 0.5).double()
+
+    def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+        mine, theirs = (loss.coefficients(image)[0][:, :, 2:-2, 2:-2] for image in (a, b))
+        return float((mine - theirs).abs().mean())
+
+    # To the pixels' loss a wave that lies wrong is worse than none; to these it is better.
+    assert l1(here, there) > 1.9 * l1(here, grey)
+    assert apart(here, there) < 0.1 * apart(here, grey)
+
+
+def test_scattering_adds_the_distance_of_its_coefficients_to_the_pyramid():
+    output, target = random_images(2, 3, 17, 22), random_images(2, 3, 17, 22, seed=1)
+    loss = Scattering((17, 22)).double()
+    wanted = LaplacianPyramid((17, 22)).double()(output, target)
+    for i in range(2):
+        ours, theirs = (loss.coefficients(images[i : i + 1]) for images in (output, target))
+        assert len(ours) == 2
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.shape[:2] == (3, 4)
+            wanted[i] += 4 * (a - b).abs().mean()
+    torch.testing.assert_close(loss(output, target), wanted)
+
+
 def losses_for(shape: tuple[int, int]) -> dict[str, torch.nn.Module]:
-    return {"l1": l1, "laplacian": LaplacianPyramid(shape).double()}
+    return {
+        "l1": l1,
+        "laplacian": LaplacianPyramid(shape).double(),
+        "scattering": Scattering(shape).double(),
+    }
 
 
-@pytest.mark.parametrize("name", ["l1", "laplacian"])
+@pytest.mark.parametrize("name", ["l1", "laplacian", "scattering"])
 @pytest.mark.parametrize("shape", [(8, 8), (17, 22)])
 def test_the_gradient_is_right(name, shape):
     loss = losses_for(shape)[name]
@@ -141,7 +212,7 @@ def test_the_gradient_is_right(name, shape):
     assert torch.autograd.gradcheck(lambda images: loss(images, target), (output,))
 
 
-@pytest.mark.parametrize("name", ["l1", "laplacian"])
+@pytest.mark.parametrize("name", ["l1", "laplacian", "scattering"])
 def test_an_images_loss_does_not_depend_on_its_batch(name):
     loss = losses_for((12, 20))[name]
     output, target = random_images(5, 3, 12, 20), random_images(5, 3, 12, 20, seed=1)
@@ -163,8 +234,9 @@ def test_make_loss_knows_its_names(weights):
     for name in LOSSES:
         loss = make_loss(name, (28, 28), CPU, str(weights["pth"]))
         assert loss(image, image).tolist() == [0.0]
+    assert isinstance(make_loss("scattering", (28, 28), CPU), Scattering)
     assert isinstance(make_loss("laplacian", (28, 28), CPU), LaplacianPyramid)
-    with pytest.raises(GlannError, match="'l2' is unknown; wanted one of laplacian, l1, vgg"):
+    with pytest.raises(GlannError, match="'l2' is unknown; wanted one of scattering, laplacian"):
         make_loss("l2", (28, 28), CPU)
 
 

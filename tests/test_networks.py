@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glann.networks import Generator, Mapper, evaluation_mode, to_ball, to_sphere
+from glann.networks import BLOCKS, Generator, Mapper, evaluation_mode, to_ball, to_sphere
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,11 +37,17 @@ def used(network: torch.nn.Module) -> torch.nn.Module:
 sides = st.integers(2, 64).map(lambda quarter: 4 * quarter) | st.integers(8, 256)
 
 
-@given(height=sides, width=sides, channels=st.sampled_from([1, 3]), batch_norm=st.booleans())
+@given(
+    height=sides,
+    width=sides,
+    channels=st.sampled_from([1, 3]),
+    batch_norm=st.booleans(),
+    blocks=st.sampled_from(BLOCKS),
+)
 @settings(deadline=None, max_examples=25)
-def test_images_have_the_size_that_was_asked_for(height, width, channels, batch_norm):
+def test_images_have_the_size_that_was_asked_for(height, width, channels, batch_norm, blocks):
     shape = (channels, height, width)
-    generator = Generator(3, shape, width=4, hidden=8, batch_norm=batch_norm)
+    generator = Generator(3, shape, width=4, hidden=8, batch_norm=batch_norm, blocks=blocks)
     images = generator(drawn(2, 3))
     assert images.shape == (2, *shape)
     assert images.dtype == torch.float32
@@ -98,6 +104,43 @@ def test_channels_halve_from_512_at_the_most():
     generator = Generator(8, (3, 256, 256), hidden=8)
     deconvolutions = [p.shape[:2] for p in generator.parameters() if p.ndim == 4]
     assert deconvolutions == [(512, 512), (512, 256), (256, 128), (128, 64), (64, 3)]
+
+
+def test_residual_blocks_are_what_their_docstring_says():
+    """BatchNorm – LeakyReLU – deconv – BatchNorm – LeakyReLU – conv, beside a doubled 1×1."""
+    generator = used(Generator(5, (3, 12, 16), width=4, blocks="residual"))  # twice from 3×4
+    first, unflatten, one, two, norm, _, last, _ = generator.layers
+    assert [p.shape[:2] for p in generator.parameters() if p.ndim == 4] == [
+        (16, 8), (8, 8), (8, 16), (8, 4), (4, 4), (4, 8), (3, 4),
+    ]  # fmt: skip
+
+    def normed(layer: torch.nn.BatchNorm2d, maps: torch.Tensor) -> torch.Tensor:
+        mean, variance = layer.running_mean, layer.running_var
+        maps = F.batch_norm(maps, mean, variance, layer.weight, layer.bias)
+        return F.leaky_relu(maps, 0.2)
+
+    codes = drawn(4, 5)
+    maps = F.linear(to_sphere(codes), first.weight, first.bias).view(4, 16, 3, 4)
+    assert unflatten.unflattened_size == (16, 3, 4)
+    for block in (one, two):
+        before, _, doubling, between, _, smoothing = block.layers
+        inside = F.conv_transpose2d(normed(before, maps), doubling.weight, stride=2, padding=1)
+        inside = F.conv2d(normed(between, inside), smoothing.weight, smoothing.bias, padding=1)
+        beside = F.conv2d(maps, block.beside.weight, block.beside.bias)
+        maps = inside + beside.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    wanted = F.conv2d(normed(norm, maps), last.weight, last.bias, padding=1).sigmoid()
+    with torch.no_grad():
+        torch.testing.assert_close(generator(codes), wanted)
+
+
+def test_residual_blocks_take_a_fraction_of_the_numbers():
+    count = {
+        blocks: sum(
+            p.numel() for p in Generator(64, (1, 28, 28), width, blocks=blocks).parameters()
+        )
+        for blocks, width in (("transposed", 64), ("residual", 32))
+    }
+    assert count["residual"] < count["transposed"] / 8
 
 
 def test_the_generator_is_what_its_docstring_says():

@@ -11,7 +11,7 @@ from torch import nn
 from glann import images as pixels
 from glann.density import Gaussian
 from glann.errors import GlannError
-from glann.networks import Generator, evaluation_mode
+from glann.networks import BLOCKS, Generator, evaluation_mode
 from glann.pipeline import GLANN
 from glann.randomness import generator as random_generator
 from glann.randomness import noise, seeded
@@ -36,6 +36,7 @@ class NoiseSampler:
     width: int = setting(64, "channels before the generator's last layer", minimum=4, maximum=512)
     hidden: int = setting(1024, "units of the generator's first layer", minimum=8, maximum=8192)
     batch_norm: bool = setting(True, "BatchNorm in the generator")
+    blocks: str = setting("transposed", "what the generator is made of", choices=BLOCKS)
 
     name: ClassVar[str]
 
@@ -66,6 +67,7 @@ class NoiseSampler:
                 width=self.width,
                 hidden=self.hidden,
                 batch_norm=self.batch_norm,
+                blocks=self.blocks,
                 on_sphere=False,
             )
         with Training(self.name, self._batches(n), folder, identity, progress) as training:
