@@ -193,6 +193,13 @@ imle_options = _options(
         help="Save the training images' codes in the pipeline too, for `glann reconstruct`.",
     ),
     click.option("--half", is_flag=True, help="Save the pipeline as float16, half the size."),
+    click.option(
+        "--details",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Save the details of N training codes at the most (imle.detail): fewer make the "
+        "pipeline smaller and its samples a little less varied.  [default: all]",
+    ),
 )
 
 
@@ -247,6 +254,7 @@ def train(
     precision: str | None,
     with_codes: bool,
     half: bool,
+    details: int | None,
 ) -> None:
     """Both stages: from images to a saved pipeline.
 
@@ -264,7 +272,8 @@ def train(
     folder = run or RUNS / resolved.name
     how: dict[str, Any] = {"device": device, "progress": not quiet, "say": click.echo}
     runner.train_glo(resolved, folder, data=data, restart=restart, **how)
-    runner.train_imle(resolved, folder, with_codes=with_codes, half=half, **how)
+    saved: dict[str, Any] = {"with_codes": with_codes, "half": half, "details": details}
+    runner.train_imle(resolved, folder, **saved, **how)
     click.echo(f"next      glann sample {folder}")
 
 
@@ -342,6 +351,7 @@ def train_imle(
     precision: str | None,
     with_codes: bool,
     half: bool,
+    details: int | None,
 ) -> None:
     r"""Stage two: learn to sample the codes, and save the pipeline.
 
@@ -373,7 +383,8 @@ def train_imle(
         click.echo(f"next      glann sample {output} -n 1000 -o new-codes.npy")
         return
     folder = run or RUNS / resolved.name
-    runner.train_imle(resolved, folder, with_codes=with_codes, half=half, **how)
+    saved: dict[str, Any] = {"with_codes": with_codes, "half": half, "details": details}
+    runner.train_imle(resolved, folder, **saved, **how)
     click.echo(f"next      glann sample {folder}")
 
 

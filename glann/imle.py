@@ -17,6 +17,7 @@ the nearest: IMLE's theorem is about a density of kernels around the samples (se
 this is a kernel of the data's own.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -312,6 +313,13 @@ class IMLE:
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """Codes number `start` to `start + n` of `seed`: float32 `(n, code_dim)` on the CPU."""
         return _drawn(self.mapper_, self.details_, seed, "sample", start, start + n)
+
+    def with_fewer_details(self, n: int) -> "IMLE":
+        """The same fitted IMLE, but with the details of `n` of its codes at the most, at random."""
+        fewer = copy.copy(self)
+        rows = permutation(0, "fewer details", 0, len(self.details_.anchors))[:n].sort().values
+        fewer.details_ = Details(*(table[rows] for table in self.details_))
+        return fewer
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """What `from_state` needs: (settings and sizes as JSON, tensors)."""

@@ -247,15 +247,26 @@ class GLANN:
 
     # ------------------------------------------------------------------ saved
 
-    def save(self, folder: str | Path, with_codes: bool = False, half: bool = False) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        with_codes: bool = False,
+        half: bool = False,
+        details: int | None = None,
+    ) -> None:
         """Save into a folder: `manifest.json` and a safetensors file for each part.
 
         Args:
             folder: made if need be; a pipeline that is there is replaced.
             with_codes: the training images' codes as well (`reconstruct` needs them).
             half: weights as float16, for half the size.
+            details: of how many training codes IMLE's details are saved, at the most; None: of all
+                that it keeps.
         """
-        content, tensors = self.sampler.state()
+        sampler = self.sampler
+        if details is not None and isinstance(sampler, IMLE):
+            sampler = sampler.with_fewer_details(details)
+        content, tensors = sampler.state()
         parts = {"generator": self.generator.state_dict(), "sampler": tensors}
         if with_codes:
             if self.codes is None:

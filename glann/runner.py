@@ -90,12 +90,12 @@ def train_imle(
     restart: bool = False,
     with_codes: bool = False,
     half: bool = False,
+    details: int | None = None,
     say: Say = lambda text: None,
 ) -> GLANN:
     """Stage two: learn to sample the codes of `folder`/glo, and save `folder`/pipeline.
 
-    Args as in `train_glo`; `with_codes` saves the training images' codes in the pipeline too,
-    `half` saves numbers as float16.
+    Args as in `train_glo`; `with_codes`, `half` and `details` as in `GLANN.save`.
     """
     device = str(pick_device(device))
     generator, codes, stage_one = load_stage_one(folder, recipe.given)
@@ -119,7 +119,7 @@ def train_imle(
         "seconds": {"glo": stage_one["seconds"], "imle": round(seconds, 3)},
     }
     pipeline = GLANN(generator, sampler, codes, info)
-    pipeline.save(folder / "pipeline", with_codes=with_codes, half=half)
+    pipeline.save(folder / "pipeline", with_codes=with_codes, half=half, details=details)
 
     gaussian = GLANN(generator, Gaussian().fit(codes))
     chosen = torch.arange(min(64, len(codes)))

@@ -40,6 +40,22 @@ def test_half_precision_is_half_the_size_and_nearly_the_same(trained, tmp_path):
     assert (to_float(full) - to_float(half)).abs().mean() < 0.005
 
 
+def test_a_pipeline_can_be_saved_with_the_details_of_fewer_codes(trained, tmp_path):
+    kept = torch.cat(trained.sampler.details_, 1).tolist()  # pairs of the two tables' rows
+    assert len(kept) > 20
+    trained.save(tmp_path / "few", details=20)
+    few = GLANN.load(tmp_path / "few").sampler.details_
+    rows = [kept.index(pair) for pair in torch.cat(few, 1).tolist()]
+    assert len(set(rows)) == 20
+    assert max(rows) > len(kept) / 2
+    assert len(trained.sampler.details_.anchors) == len(kept)
+    for n, wanted in ((0, 0), (10**6, len(kept))):
+        trained.save(tmp_path / "other", details=n)
+        loaded = GLANN.load(tmp_path / "other")
+        assert len(loaded.sampler.details_.anchors) == wanted
+        assert loaded.sample(3).shape == (3, *trained.image_shape)
+
+
 def test_files_are_json_and_safetensors_alone(trained, tmp_path):
     trained.save(tmp_path, with_codes=True)
     assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".safetensors"}
