@@ -61,6 +61,7 @@ def read_image(path: Path, channels: int | None = None) -> torch.Tensor:
     """Read one image file: uint8 `(c, h, w)`, turned upright as its EXIF data say.
 
     `channels` 1 or 3 converts to grey or RGB; None keeps grey images grey and makes all others RGB.
+    What is transparent is laid on white, as browsers show it.
     """
     try:
         with Image.open(path) as opened:
@@ -69,7 +70,9 @@ def read_image(path: Path, channels: int | None = None) -> torch.Tensor:
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if channels is None:
                 channels = 1 if image.mode in ("1", "L", "LA", "I", "F") else 3
-            image.info.pop("transparency", None)  # dropped in any case, and Pillow would warn
+            if image.has_transparency_data:
+                above = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
             image = image.convert("L" if channels == 1 else "RGB")
             pixels = np.array(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

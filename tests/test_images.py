@@ -150,15 +150,22 @@ def test_black_and_white_becomes_0_and_255(tmp_path):
     assert torch.equal(found[0], torch.tensor(rgb(2)[:, :, 0] > 127).byte() * 255)
 
 
-def test_alpha_is_left_out(tmp_path):
-    pixels, alpha = rgb(3), Image.fromarray(rgb(4)[:, :, 0])
+def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """α x + (1 − α) white, in the pixels' own unit."""
+    return (pixels * (alpha / 255.0) + 255 * (1 - alpha / 255.0)).round()
+
+
+def test_what_is_transparent_is_laid_on_white(tmp_path):
+    pixels, alpha = rgb(3), rgb(4)[:, :, 0]
     colour, grey = Image.fromarray(pixels), Image.fromarray(pixels[:, :, 0])
-    colour.putalpha(alpha)
-    grey.putalpha(alpha)
-    colour.save(tmp_path / "rgba.png")
-    grey.save(tmp_path / "la.png")
-    assert torch.equal(read_image(tmp_path / "rgba.png"), torch.tensor(pixels).permute(2, 0, 1))
-    assert torch.equal(read_image(tmp_path / "la.png"), torch.tensor(pixels[None, :, :, 0]))
+    for image, name in ((colour, "rgba"), (grey, "la")):
+        image.putalpha(Image.fromarray(alpha))
+        image.save(tmp_path / f"{name}.png")
+    found = read_image(tmp_path / "rgba.png").permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(found, on_white(pixels, alpha[:, :, None]), atol=1)
+    np.testing.assert_allclose(
+        read_image(tmp_path / "la.png")[0].numpy(), on_white(pixels[:, :, 0], alpha), atol=1
+    )
 
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(0, 200, 10))])
@@ -173,7 +180,13 @@ def test_palette_images_have_their_colours(tmp_path, transparency, ending):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = read_image(tmp_path / f"x.{ending}")
-    assert np.array_equal(found.permute(1, 2, 0).numpy(), palette[indices])
+    alpha = np.full(20, 255)
+    if isinstance(more.get("transparency"), bytes):
+        alpha[:] = list(more["transparency"]) + [255] * (20 - len(more["transparency"]))
+    elif more:
+        alpha[more["transparency"]] = 0
+    wanted = on_white(palette, alpha[:, None])[indices]
+    np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), wanted, atol=1)
 
 
 @pytest.mark.parametrize("kind", ["png", "little-endian tiff", "big-endian tiff"])
