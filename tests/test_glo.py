@@ -25,10 +25,12 @@ def test_overfits_eight_images(digits):
     assert reconstruction_error(fitted, eight) < 0.02
 
 
-@pytest.mark.parametrize("loss", ["laplacian", "l1"])
-def test_learns_with_each_loss(digits, loss):
-    few = GLO(**TINY_GLO, loss=loss).fit(digits)
-    many = GLO(**{**TINY_GLO, "epochs": 60}, loss=loss).fit(digits)
+@pytest.mark.parametrize(
+    "settings", [{"loss": "laplacian"}, {"loss": "l1"}, {"blocks": "residual"}]
+)
+def test_learns_with_each_loss_and_of_all_blocks(digits, settings):
+    few = GLO(**TINY_GLO, **settings).fit(digits)
+    many = GLO(**{**TINY_GLO, "epochs": 60}, **settings).fit(digits)
     assert reconstruction_error(many, digits) < 0.8 * reconstruction_error(few, digits)
 
 

@@ -50,7 +50,7 @@ def same(recipe: Recipe, other: Recipe) -> bool:
 def baselines(glo: GLO) -> dict[str, NoiseSampler]:
     """All with their published settings and the generator of stage one."""
     same_generator = {"noise_dim": glo.code_dim, "width": glo.width, "hidden": glo.hidden}
-    same_generator["batch_norm"] = glo.batch_norm
+    same_generator |= {"batch_norm": glo.batch_norm, "blocks": glo.blocks}
     return {name: make_baseline(name, **same_generator) for name in MODELS}
 
 
@@ -412,8 +412,9 @@ def test_another_sampler_by_override_drops_the_settings_of_the_first():
 
 
 def test_a_baselines_generator_is_stage_ones_unless_its_section_says_otherwise():
-    content = {"glo": {"code_dim": 10, "hidden": 99, "width": 8}, "ns-gan": {"hidden": 33}}
-    made = make_recipe("x", content).baselines
+    glo = {"code_dim": 10, "hidden": 99, "width": 8, "blocks": "residual"}
+    made = make_recipe("x", {"glo": glo, "ns-gan": {"hidden": 33}}).baselines
+    assert {baseline.blocks for baseline in made.values()} == {"residual"}
     assert (made["vae"].noise_dim, made["vae"].hidden, made["vae"].width) == (10, 99, 8)
     assert (made["ns-gan"].noise_dim, made["ns-gan"].hidden) == (10, 33)
     assert made["wgan-gp"].discriminator_steps == 5  # its published settings stay
