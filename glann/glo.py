@@ -58,7 +58,7 @@ class GLO:
     code_dim: int = setting(64, "numbers in a code", minimum=1, maximum=4096)
     epochs: int = setting(50, "passes over the images", minimum=1)
     batch_size: int = setting(128, "images in a step, at the most", minimum=2)
-    generator_lr: float = setting(1e-3, "Adam's learning rate of the generator", minimum=0)
+    generator_lr: float = setting(5e-3, "Adam's learning rate of the generator", minimum=0)
     code_lr: float = setting(1e-2, "Adam's learning rate of the codes", minimum=0)
     schedule: str = setting("one-cycle", "how learning rates change", choices=SCHEDULES)
     loss: str = setting("scattering", "reconstruction loss", choices=LOSSES)
