@@ -130,7 +130,23 @@ def test_only_codes_on_the_sphere_give_samples_on_it():
 
 @pytest.fixture(scope="module")
 def mixture() -> Mixture:
-    return Mixture(components=3).fit(three_clouds())
+    return Mixture(components=3, regularisation=1e-6).fit(three_clouds())
+
+
+def curved(n: int, seed: int = 0) -> torch.Tensor:
+    """Codes around a closed curve in 4 dimensions."""
+    angle = 2 * torch.pi * torch.rand(n, 1, generator=torch.Generator().manual_seed(seed))
+    curve = torch.cat([angle.cos(), angle.sin(), (2 * angle).cos(), (2 * angle).sin()], 1)
+    return curve + 0.1 * drawn(n, 4, seed=seed + 10)
+
+
+def likelihood(mixture: Mixture, codes: torch.Tensor) -> float:
+    """The mean log-likelihood of codes, float64."""
+    components = torch.distributions.MultivariateNormal(
+        mixture.means_, scale_tril=mixture.factors_, validate_args=False
+    )
+    each = components.log_prob(codes.double()[:, None]) + mixture.weights_.log()
+    return float(each.logsumexp(1).mean())
 
 
 def order_of(mixture: Mixture) -> list[int]:
@@ -188,6 +204,25 @@ def test_at_most_so_many_codes_are_used():
     distances = np.abs(few.means_[0].numpy() - codes.mean(0))
     assert 1e-3 < distances.max() < 4
     assert not torch.equal(few.means_, Mixture(components=1, codes=50).fit(codes, seed=5).means_)
+
+
+@pytest.mark.parametrize(
+    ("n", "dim", "wanted"), [(2, 6, 1), (47, 6, 1), (48, 6, 2), (100, 6, 4), (500, 1, 100)]
+)
+def test_a_few_codes_get_as_many_components_as_they_allow(n, dim, wanted):
+    mixture = Mixture(iterations=2).fit(drawn(n, dim))
+    assert len(mixture.weights_) == wanted
+    assert len(Mixture(iterations=2, codes=48).fit(drawn(100, 6)).weights_) == 2
+
+
+def test_fewer_components_than_by_default_fit_worse_and_more_overfit():
+    """Held-out likelihood."""
+    codes = curved(500)
+    held_out = curved(500, seed=1)
+    default, fewer, more = (
+        likelihood(Mixture(components=k).fit(codes), held_out) for k in (None, 1, 125)
+    )
+    assert default > max(fewer, more)
 
 
 def test_equal_seeds_give_equal_mixtures():
@@ -260,7 +295,7 @@ def test_the_contract_of_fit(sampler, tmp_path, capsys):
         (Gaussian(), torch.ones(1, 3), "a covariance needs at least 2 codes; 1 was given"),
         (Gaussian(), torch.ones(3), r"codes have shape \(3,\)"),
         (Gaussian(), torch.full((3, 2), math.nan), "not finite, first in row 0"),
-        (Mixture(), torch.ones(99, 3), "imle.components = 100 needs at least as many codes; 99 w"),
+        (Mixture(components=9), torch.ones(8, 3), "imle.components = 9 needs at least as many"),
         (Mixture(components=0), torch.ones(9, 3), "imle.components = 0 is out of range"),
         (Mixture(components=2.0), torch.ones(9, 3), "imle.components = 2.0 is of type float"),
         (Mixture(components=1), torch.ones(1, 3), "try fewer imle.components"),
