@@ -659,7 +659,7 @@ def evaluate(
 
     PIPELINE is a run's folder, a pipeline's, a baseline's, or the name of one that ships. Beside
     its samples stand the training images (the floor: what a perfect sampler would get), the
-    reconstructions and one Gaussian on the codes, which show what each stage loses.
+    reconstructions, and one Gaussian and a mixture on the codes, which stage two has to beat.
 
     \b
       glann evaluate runs/digits

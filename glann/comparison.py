@@ -20,7 +20,7 @@ import torch
 from glann import runner, storage
 from glann.baselines import MODELS
 from glann.data import Data, Images, load, read_images
-from glann.density import Gaussian
+from glann.density import Gaussian, Mixture
 from glann.errors import GlannError
 from glann.evaluation.features import make_features
 from glann.evaluation.scores import Protocol
@@ -46,8 +46,10 @@ SAMPLE_SEED = 0
 
 LABELS = {
     "floor": "training images (the floor)",
+    "copies": "copies of the few training images",
     "reconstructions": "reconstructions (stage one)",
     "gaussian": "one Gaussian on the codes",
+    "mixture": "mixture of Gaussians on the codes",
     "glann": "GLANN",
     "mm-gan": "minimax GAN",
     "ns-gan": "non-saturating GAN",
@@ -94,8 +96,9 @@ def compare(
         say: called with a line of news for the user.
     """
     train, test = load(recipe.data, data), load_test(recipe.data, data)
+    whole = load_whole(recipe.data, data)
     kind, samples = recipe.compare.features, recipe.compare.samples
-    protocol = make_protocol(train, test, kind, samples, device, progress, weights, say)
+    protocol = make_protocol(train, test, whole, kind, samples, device, progress, weights, say)
     budget = "fixed in images seen, as the recipe says"
     if budget_seconds is not None:
         recipe = with_budget(recipe, budget_seconds, folder / "compare", protocol.train, device)
@@ -104,7 +107,7 @@ def compare(
     settings = recipe.sections()
     results = Results(folder / "compare", recipe.name, settings, protocol, command, budget)
     if not results.has("floor"):
-        results.add("floor", [floor_row(protocol, results.folder)])
+        results.add("floor", real_rows(protocol, results.folder))
     for seed in range(recipe.seed, recipe.seed + recipe.compare.seeds):
         seeded = dataclasses.replace(recipe, seed=seed)
         run = folder if seed == recipe.seed else folder / "seeds" / str(seed)
@@ -121,6 +124,7 @@ def compare(
 def make_protocol(
     train: Images,
     test: Images | None,
+    whole: Images | None,
     kind: str,
     samples: int,
     device: str,
@@ -128,10 +132,13 @@ def make_protocol(
     weights: str | None,
     say: Say,
 ) -> Protocol:
-    """The protocol of these images, with features of a kind; says what they are."""
+    """The protocol of these images, with features of a kind; says what they are.
+
+    `whole` are all training images, where `train` are only some of them.
+    """
     features = make_features(
         kind,
-        train=train,
+        train=train if whole is None else whole,
         test=test,
         device=device,
         weights=weights,
@@ -140,7 +147,7 @@ def make_protocol(
     )
     accuracy = "" if features.accuracy is None else f", accuracy {features.accuracy:.2%}"
     say(f"features  {features.name}, {features.dim} numbers{accuracy}")
-    return Protocol(train, test, features, samples)
+    return Protocol(train, test, features, samples, whole)
 
 
 def evaluate(
@@ -184,15 +191,16 @@ def evaluate(
         shape = (int(given.shape[1]), int(given.shape[2]), int(given.shape[3]))
     if real is not None:
         found = read_images(real, size=shape[1:], channels=shape[0])
-        train, test = Images(found, None, "array", fingerprint(found), str(real), ()), None
+        train = Images(found, None, "array", fingerprint(found), str(real), ())
+        test = whole = None
     else:
         assert pipeline is not None
-        train = runner.training_images(pipeline, data)
-        test = load_test(runner.data_of(pipeline), data)
+        train, section = runner.training_images(pipeline, data), runner.data_of(pipeline)
+        test, whole = load_test(section, data), load_whole(section, data)
     if given is not None:  # no more real images than there are others to score
         samples = min(samples, len(given))
-    protocol = make_protocol(train, test, features, samples, device, progress, weights, say)
-    rows = [floor_row(protocol, folder)]
+    protocol = make_protocol(train, test, whole, features, samples, device, progress, weights, say)
+    rows = real_rows(protocol, folder)
     if pipeline is not None:
         model = pipeline.info.get("model", "glann")
         seed = pipeline.info.get("settings", pipeline.info.get("recipe", {})).get("seed", 0)
@@ -229,15 +237,25 @@ def load_test(data: Data, path: str | None = None) -> Images | None:
         raise
 
 
+def load_whole(data: Data, path: str | None = None) -> Images | None:
+    """All training images, where models learn from only some of them (`data.train_limit`)."""
+    if data.train_limit is None:
+        return None
+    return load(dataclasses.replace(data, train_limit=None), path)
+
+
 # ---------------------------------------------------------------------- rows
 
 
-def floor_row(protocol: Protocol, folder: Path | None = None) -> Row:
-    """The training images' own row."""
-    row = _row("floor", 0, protocol) | protocol.floor
+def real_rows(protocol: Protocol, folder: Path | None = None) -> list[Row]:
+    """The rows of real images: the floor, and what copying would give where images are few."""
+    floor = _row("floor", 0, protocol) | protocol.floor
     if folder is not None:
-        row |= _pictures(row, folder, protocol.train.images[protocol.rows])
-    return row
+        floor |= _pictures(floor, folder, protocol.floor_images)
+    if not protocol.few:
+        return [floor]
+    copies = protocol.train.images[protocol.rows]
+    return [floor, _scored(_row("copies", 0, protocol), copies, protocol, folder)]
 
 
 def pipeline_rows(
@@ -247,16 +265,18 @@ def pipeline_rows(
     folder: Path | None = None,
     model: str = "glann",
 ) -> list[Row]:
-    """The rows of a pipeline: for GLANN with its codes three, which show what each stage loses."""
+    """The rows of a pipeline; before GLANN's, if it has its codes, what these are good for.
+
+    Reconstructions show what stage one loses, one Gaussian and a mixture on the same codes what
+    stage two has to beat.
+    """
     rows = []
     if pipeline.codes is not None:
-        gaussian = GLANN(pipeline.generator, Gaussian().fit(pipeline.codes)).to(
-            str(pipeline.device)
-        )
-        for name, images in (
-            ("reconstructions", pipeline.reconstruct(protocol.rows)),
-            ("gaussian", gaussian.sample(protocol.n, SAMPLE_SEED)),
-        ):
+        references = {"reconstructions": pipeline.reconstruct(protocol.rows)}
+        for name, sampler in (("gaussian", Gaussian()), ("mixture", Mixture())):
+            fitted = GLANN(pipeline.generator, sampler.fit(pipeline.codes, seed=seed))
+            references[name] = fitted.to(str(pipeline.device)).sample(protocol.n, SAMPLE_SEED)
+        for name, images in references.items():
             rows.append(_scored(_row(name, seed, protocol), images, protocol, folder))
     row = _row(model, seed, protocol) | {"parameters": _parameters(pipeline)}
     if model == "glann" and sampler_name(pipeline.sampler) != "imle":
@@ -278,10 +298,10 @@ def sentence(row: Row) -> str:
 
 def _row(model: str, seed: int, protocol: Protocol) -> Row:
     group = {"glann": "glann", "fake": "glann"} | dict.fromkeys(MODELS, "baseline")
-    halves = model == "floor" and protocol.split == "train"
+    others = model == "floor" and (protocol.few or protocol.split == "train")
     return {
         "model": model,
-        "label": "real images (the floor)" if halves else LABELS[model],
+        "label": "other real images (the floor)" if others else LABELS[model],
         "group": group.get(model, "reference"),
         "seed": seed,
         "n": protocol.n,

@@ -65,6 +65,12 @@ class Data:
         None, "1 for grey, 3 for RGB; none: as the images are", minimum=1, maximum=3
     )
     limit: int | None = setting(None, "only the first so many images", minimum=1)
+    train_limit: int | None = setting(
+        None,
+        "only the first so many training images are learned from; scores know the others besides, "
+        "as the floor and as what the features' classifier has learned",
+        minimum=1,
+    )
     test_fraction: float = setting(
         0.0,
         "share of the images held out as test images, for sources without their own",
@@ -228,7 +234,8 @@ def _rows(data: Data, split: str, n: int) -> torch.Tensor:
         rows = _held_out(rows, data, "test", split == "test" and not validated)
     if validated:
         rows = _held_out(rows, data, "validation", split == "test")
-    return rows[: data.limit]
+    rows = rows[: data.limit]
+    return rows[: data.train_limit] if split == "train" else rows
 
 
 def _held_out(rows: torch.Tensor, data: Data, kind: str, held_out: bool) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The comparison: what is trained, what is scored, what is kept."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from glann.errors import GlannError
 from glann.evaluation.features import make_features
 from glann.evaluation.scores import Protocol, scores
 from glann.images import read_image
+from glann.randomness import permutation
 from glann.recipes import make_recipe
 
 CONTENT = {
@@ -61,7 +63,8 @@ def rows_of(results):
 def test_a_row_for_the_floor_each_stage_and_each_model(done):
     _, results, report, said = done
     models = [row["model"] for row in results["rows"]]
-    assert models == ["floor", "reconstructions", "gaussian", "glann", "ns-gan", "vae"]
+    stages = ["reconstructions", "gaussian", "mixture", "glann"]
+    assert models == ["floor", *stages, "ns-gan", "vae"]
     assert report.is_file()
     for row in results["rows"]:
         assert row["n"] == 240
@@ -143,6 +146,7 @@ def test_models_and_seeds_are_added(done, tmp_path):
     assert {model for model, seed in rows if seed == 1} == {
         "reconstructions",
         "gaussian",
+        "mixture",
         "glann",
         "vae",
     }
@@ -274,6 +278,46 @@ def test_copies_are_told_from_fresh_images():
     assert torch.equal(picture[:8], picture[8:16])  # each sample above the image it copies
 
 
+FEW = Data(source="digits", test_fraction=0.3, limit=300, train_limit=40)
+
+
+def test_of_a_few_training_images_the_others_are_the_floor():
+    train, test, whole = load(FEW), load(FEW, split="test"), comparison.load_whole(FEW)
+    features = make_features("pixels", train=whole, test=test)
+    protocol = Protocol(train, test, features, 200, whole)
+    assert (len(train), len(test), protocol.n, protocol.few) == (40, 300, 200, True)
+    real = whole.images[permutation(0, "protocol", 0, 300)]
+    others = [image for image in real if not (image == train.images).all((1, 2, 3)).any()]
+    assert torch.equal(protocol.floor_images, torch.stack(others[:200]))
+    assert protocol.rows.bincount().tolist() == [5] * 40
+    (note,) = protocol.describe()["notes"]
+    assert "first 40 of 300 training images" in note
+
+
+def test_with_all_training_images_nothing_is_said_of_few():
+    train, test = digits("train"), digits("test")
+    features = make_features("pixels", train=train, test=test)
+    plain, same = (Protocol(train, test, features, 200, whole) for whole in (None, train))
+    assert plain.describe() == same.describe()
+    assert plain.floor == same.floor
+    assert "notes" not in plain.describe()
+
+
+def test_few_training_images_have_a_row_of_copies(tmp_path):
+    data = {key: x for key, x in dataclasses.asdict(FEW).items() if x is not None}
+    content = CONTENT | {"data": data}
+    compared = {"models": [], "features": "random", "samples": 200}
+    results, _, _ = run(tmp_path, make_recipe("tiny", content | {"compare": compared}))
+    rows = rows_of(results)
+    assert [model for model, _ in rows][:3] == ["floor", "copies", "reconstructions"]
+    assert rows["copies", 0]["recall"] == 0  # what is there several times reaches nothing else
+    assert rows["copies", 0]["memorisation"]["ratio"] == 0
+    assert rows["floor", 0]["label"] == "other real images (the floor)"
+    assert {row["n"] for row in results["rows"]} == {200}
+    again = comparison.evaluate(str(tmp_path), features="random", progress=False, samples=200)
+    assert [row["fid"] for row in again] == [row["fid"] for row in results["rows"]]
+
+
 def test_every_model_has_a_label():
     assert set(MODELS) <= set(comparison.LABELS)
 
@@ -291,7 +335,8 @@ def glann(*arguments):
 def test_evaluate_a_run_gives_the_comparisons_rows(done, tmp_path):
     rows = comparison.evaluate(str(done[0]), features="pixels", progress=False, folder=tmp_path)
     wanted = rows_of(done[1])
-    assert [row["model"] for row in rows] == ["floor", "reconstructions", "gaussian", "glann"]
+    stages = ["reconstructions", "gaussian", "mixture", "glann"]
+    assert [row["model"] for row in rows] == ["floor", *stages]
     for row in rows:
         assert row["fid"] == wanted[row["model"], 0]["fid"]
     assert (tmp_path / "report.html").is_file()

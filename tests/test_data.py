@@ -149,6 +149,15 @@ def test_limit_takes_the_first_of_the_split(tmp_path):
     assert len(load(dataclasses.replace(data, limit=1000), split="train")) == 20
 
 
+def test_train_limit_leaves_test_and_validation_images_alone(tmp_path):
+    numbered(tmp_path, 40)
+    for held_out in ({"test_fraction": 0.25}, {"test_fraction": 0.25, "validation_fraction": 0.2}):
+        data = Data(source="array", path=str(tmp_path), **held_out)
+        few = dataclasses.replace(data, train_limit=3)
+        assert load(few).labels.tolist() == load(data).labels.tolist()[:3]
+        assert load(few, split="test").fingerprint == load(data, split="test").fingerprint
+
+
 def test_validation_images_are_training_images_and_not_trained_on(tmp_path):
     numbered(tmp_path, 40)
     data = Data(source="array", path=str(tmp_path), test_fraction=0.25)

@@ -42,42 +42,58 @@ class Protocol:
 
     Real are the test images; where there are none, one half of the training images, and the other
     half is the floor.  The floor is the score of as many training images: what a perfect sampler
-    would get.
+    would get.  Where samplers learn from only a few of the training images, all this is about the
+    others.
 
     Args:
         train: the images that samplers learn from.
         test: images that they don't, or None.
         features: what scores are computed on.
         samples: samples and real images in a score, at the most.
+        whole: all training images where `train` are only the first of them, or None.
 
     Attributes:
         n: samples and real images in a score.
-        rows: which training images the floor is computed on, int64 `(n,)`.
+        few: whether `train` are only some of the training images.
+        rows: of `train`, those that reconstructions are of, int64 `(n,)`: the floor's own, or of a
+            few each as often as the next.
+        floor_images: the images of the floor, uint8 `(n, c, h, w)`.
         floor: its scores.
     """
 
     def __init__(
-        self, train: Images, test: Images | None, features: Features, samples: int = 10_000
+        self,
+        train: Images,
+        test: Images | None,
+        features: Features,
+        samples: int = 10_000,
+        whole: Images | None = None,
     ) -> None:
-        order = permutation(0, "protocol", 0, len(train))
+        whole = train if whole is None else whole
+        self.few = len(train) < len(whole)
+        order = permutation(0, "protocol", 0, len(whole))
+        if self.few:
+            order = order[order >= len(train)]
         if test is None:
-            self.n = min(samples, len(train) // 2)
-            real, self.split = train.images[order[self.n : 2 * self.n]], "train"
+            self.n = min(samples, len(order) // 2)
+            real, self.split = whole.images[order[self.n : 2 * self.n]], "train"
         else:
-            self.n = min(samples, len(train), len(test))
+            self.n = min(samples, len(order), len(test))
             chosen = permutation(0, "protocol test", 0, len(test))[: self.n]
             real, self.split = test.images[chosen], "test"
         if self.n < FEWEST:
             raise GlannError(
-                f"{self.n} real images are left to score samples against, of {len(train)} for "
+                f"{self.n} real images are left to score samples against, of {len(order)} for "
                 f"training and {0 if test is None else len(test)} for testing; wanted at least "
                 f"{FEWEST}. Give more images, or hold out more (data.test_fraction)"
             )
         self.train, self.features = train, features
-        self.rows = order[: self.n]
+        self.rows = torch.arange(self.n) % len(train) if self.few else order[: self.n]
+        self.floor_images = whole.images[order[: self.n]]
         self.real = features(real)
         self._train_features: torch.Tensor | None = None
-        self.floor = self.score(train.images[self.rows])
+        self._all = len(whole)
+        self.floor = self.score(self.floor_images)
 
     def score(self, samples: object) -> dict[str, Any]:
         """Scores of the first n of `samples`, uint8 images `(≥ n, c, h, w)`.
@@ -115,6 +131,10 @@ class Protocol:
     def describe(self) -> dict[str, Any]:
         """The protocol for people and for files (JSON)."""
         kind = "test images" if self.split == "test" else "images, one half of those given,"
+        note = (
+            f"Models learn from the first {len(self.train):,} of {self._all:,} training images. "
+            f"The {self.features.name} features are made with all of them; the floor is of others."
+        )
         return {
             "real": f"{self.n:,} {kind} of {self.train.source}",
             "n": self.n,
@@ -122,4 +142,5 @@ class Protocol:
             "fingerprint": self.train.fingerprint,
             "image_shape": list(self.train.images.shape[1:]),
             "features": self.features.describe(),
+            **({"notes": [note]} if self.few else {}),
         }

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from glann.baselines import MODELS
-from glann.comparison import LABELS, SAMPLE_SEED, load_test, make_protocol
+from glann.comparison import LABELS, SAMPLE_SEED, load_test, load_whole, make_protocol
 from glann.data import load
 from glann.density import Gaussian
 from glann.errors import GlannError
@@ -175,7 +175,8 @@ def _trained(
 def _protocol(recipe: str, samples: int, data: str | None, device: str) -> Protocol:
     section = load_recipe(recipe).data
     train, test = load(section, data), load_test(section, data)
-    return make_protocol(train, test, "auto", samples, device, False, None, lambda text: None)
+    whole, quiet = load_whole(section, data), lambda text: None
+    return make_protocol(train, test, whole, "auto", samples, device, False, None, quiet)
 
 
 def section(settings: Stability, rows: Sequence[Row], folder: Path) -> Section:
