@@ -95,6 +95,12 @@ class IMLE:
         minimum=0,
         maximum=1,
     )
+    refuse: float = setting(
+        0.0,
+        "candidates nearer than this to a code of their cell are not chosen, in the median "
+        "distance of a code to the nearest other; 0: all may be",
+        minimum=0,
+    )
     perturbation: float = setting(0.0, "noise added to the chosen noise in a step", minimum=0)
     search: str = setting(
         "torch", "nearest-neighbour search; ivf may miss the nearest", choices=SEARCHES
@@ -197,6 +203,7 @@ class IMLE:
         if saved:
             load_optimiser_state(optimiser, saved["optimiser"])
             chosen = saved["matching"]["noise"][share.items].to(device)
+        radius = self.refuse * _apart(known, seed) if self.refuse else 0.0
         precision = pick_precision(self.precision, device)
         steps = training.batches.steps
         found: dict[str, float] = {}
@@ -204,7 +211,7 @@ class IMLE:
         for step, rows in training.steps(seed):
             if step % steps_of_matching == 0:
                 matching = step // steps_of_matching
-                chosen, recalled = self.match(mapper, codes, cells, counts, seed, matching)
+                chosen, recalled = self.match(mapper, codes, cells, counts, seed, matching, radius)
                 if self.search not in EXACT:
                     found["recall"] = float(processes.total(recalled)) / share.n
             lr = learning_rate(self.schedule, self.lr, step, steps)
@@ -247,6 +254,7 @@ class IMLE:
         counts: torch.Tensor,
         seed: int,
         matching: int,
+        radius: float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """For each code the noise whose candidate is the nearest of its cell's.
 
@@ -259,6 +267,7 @@ class IMLE:
             counts: codes in each cell, int64 `(cells,)`: those of all processes.
             seed: of the candidates, with `matching`.
             matching: number of the matching; each has other candidates.
+            radius: candidates that are nearer to a code are refused.
 
         Returns:
             Noise, float32 `(n, noise_dim)`; where the search is not exact, also how many codes
@@ -282,6 +291,9 @@ class IMLE:
             parts = zip(pool.split(own), made.split(own), strict=True)
             for cell, (e, candidates) in zip(group.tolist(), parts, strict=True):
                 mine = members[cell]
+                if radius:
+                    kept = _not_refused(candidates, codes[mine], radius)
+                    e, candidates = e[kept], candidates[kept]
                 if not len(mine):
                     continue
                 best, _ = nearest(codes[mine], candidates, self.search)
@@ -354,6 +366,28 @@ def _groups(sizes: torch.Tensor) -> list[torch.Tensor]:
     """Cells in order, int64, in groups with about GROUP of their candidates, `sizes`, each."""
     _, lengths = ((sizes.cumsum(0) - 1) // GROUP).unique_consecutive(return_counts=True)
     return list(torch.arange(len(sizes)).split(lengths.tolist()))
+
+
+def _apart(codes: torch.Tensor, seed: int) -> float:
+    """The median distance of a code to the nearest other, of a thousand among KEPT of them."""
+    some = codes[permutation(seed, "apart", 0, len(codes))[:KEPT]]
+    parts = [torch.cdist(part, some).kthvalue(2).values for part in some[:1000].split(64)]
+    return float(torch.cat(parts).median())
+
+
+def _not_refused(candidates: torch.Tensor, codes: torch.Tensor, radius: float) -> torch.Tensor:
+    """Which candidates are no nearer than `radius` to any of a cell's codes: int64 `(≤ m,)`.
+
+    RS-IMLE (Vashist, Peng & Li 2024, arXiv 2409.17439): a code that always chooses the nearest
+    learns from noise such as is hardly ever drawn, so what has arrived already is left out, and the
+    noise learned from is more like all noise.  Where all candidates have arrived, all are kept.
+    """
+    near = torch.zeros(len(candidates))
+    if len(codes):
+        near = (nearest(candidates, codes)[1] < radius**2).float().cpu()
+    processes.total(near)  # of the codes of all processes
+    kept = (near == 0).nonzero()[:, 0].to(candidates.device)
+    return kept if len(kept) else torch.arange(len(candidates), device=candidates.device)
 
 
 def _candidates(

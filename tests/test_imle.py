@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -70,7 +71,7 @@ def test_lists_log_how_often_the_nearest_was_found(codes, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 12, 15, 20])
-@pytest.mark.parametrize("more", [{}, {"keep": 3, "perturbation": 0.1}])
+@pytest.mark.parametrize("more", [{}, {"keep": 3, "perturbation": 0.1, "refuse": 0.5}])
 def test_killed_and_resumed_equals_straight_bit_for_bit(codes, tmp_path, kill_at, step, more):
     straight = IMLE(**TINY_IMLE, **more).fit(codes, seed=2)  # 5 steps an epoch, 20 in all
     kill_at(step)
@@ -145,6 +146,43 @@ def test_a_matching_is_kept_for_as_long_as_said(codes, monkeypatch, keep, matchi
 def test_candidates_are_drawn_anew_for_each_matching(codes, monkeypatch, cells):
     first, second, *_ = matched(IMLE(**TINY_IMLE, keep=1, cells=cells), codes, monkeypatch)
     assert not torch.isin(first, second).any()
+
+
+@pytest.mark.parametrize("cells", [1, 4])
+def test_refused_candidates_are_not_chosen_unless_all_are(codes, monkeypatch, cells):
+    """The oracle: of the candidates that are far enough from the cell's codes, the nearest."""
+    searched = []
+    search = imle.nearest
+
+    def spy(queries, points, *how):
+        searched.append((queries, points, bool(how)))
+        return search(queries, points, *how)
+
+    monkeypatch.setattr(imle, "nearest", spy)
+    IMLE(**{**TINY_IMLE, "epochs": 1}, pool=3.0, cells=cells, refuse=0.8).fit(codes)
+    distances = torch.cdist(codes, codes).fill_diagonal_(torch.inf).amin(1)
+    radius = 0.8 * float(distances.median())
+    # A search for the codes near candidates, then the matching among those that are left.
+    pairs = [(a, b) for a, b in itertools.pairwise(searched) if b[2]]
+    assert len(pairs) == cells
+    refused = 0
+    for (candidates, mine, _), (queries, left, _) in pairs:
+        assert torch.equal(mine, queries)
+        far = torch.cdist(candidates, mine).amin(1) >= radius
+        assert torch.equal(left, candidates[far] if far.any() else candidates)
+        refused += len(candidates) - len(left)
+    assert 0 < refused < 450
+
+
+def test_all_candidates_are_kept_where_all_are_refused(codes):
+    plain, all_refused = (IMLE(**TINY_IMLE, refuse=r).fit(codes) for r in (0.0, 1e6))
+    assert torch.equal(plain.sample(50), all_refused.sample(50))
+
+
+def test_codes_that_are_all_there_twice_refuse_nothing(codes):
+    twice = codes[:75].repeat(2, 1)  # the nearest other code is at distance 0
+    plain, refusing = (IMLE(**TINY_IMLE, refuse=r).fit(twice) for r in (0.0, 1.0))
+    assert torch.equal(plain.sample(50), refusing.sample(50))
 
 
 def test_groups_of_cells_make_no_difference(codes, monkeypatch):

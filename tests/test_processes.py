@@ -73,7 +73,7 @@ def alone(given, tmp_path_factory):
     """The same trainings in this one process."""
     folder = tmp_path_factory.mktemp("one")
     glo = GLO(**TINY_GLO).fit(given["images"], seed=SEED, folder=folder / "glo")
-    imle = IMLE(**TINY_IMLE, perturbation=0.1).fit(
+    imle = IMLE(**TINY_IMLE, perturbation=0.1, refuse=0.8).fit(
         given["codes"], seed=SEED, folder=folder / "imle"
     )
     return glo, imle, folder
