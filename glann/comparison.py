@@ -46,10 +46,10 @@ SAMPLE_SEED = 0
 
 LABELS = {
     "floor": "training images (the floor)",
-    "copies": "copies of the few training images",
+    "copies": "copies of training images",
     "reconstructions": "reconstructions (stage one)",
     "gaussian": "one Gaussian on the codes",
-    "mixture": "mixture of Gaussians on the codes",
+    "mixture": "a mixture on the codes",
     "glann": "GLANN",
     "mm-gan": "minimax GAN",
     "ns-gan": "non-saturating GAN",

@@ -80,7 +80,9 @@ def main(folder: Path) -> None:
     given = load_file(folder / "given.safetensors")
     images, codes = given["images"], given["codes"]
     glo = GLO(**TINY_GLO).fit(images, seed=3, folder=folder / "glo")
-    imle = IMLE(**TINY_IMLE, perturbation=0.1, refuse=0.8).fit(codes, seed=3, folder=folder / "imle")
+    imle = IMLE(**TINY_IMLE, perturbation=0.1, refuse=0.8).fit(
+        codes, seed=3, folder=folder / "imle"
+    )
     few = GLO(**{**TINY_GLO, "batch_size": 3, "epochs": 2}).fit(images[:9])  # a process may get 0
     results = {
         "codes": glo.codes_,
