@@ -234,6 +234,31 @@ def test_the_section_counts_what_is_worse_than_one_gaussian(study, tmp_path):
     assert [row[1] for row in section(set_bound, rows, tmp_path).tables[0].rows] == ["0 of 2"] * 2
 
 
+def test_failures_of_runs_that_were_not_slow_are_counted_apart(tmp_path):
+    models = ["glann", "ns-gan"]
+    rows = [{"key": "one-gaussian", "fid_over_floor": 20.0}]
+    rows += [{"key": f"{m}-recipe", "model": m, "fid_over_floor": 1.0} for m in models]
+    for model, rates, ratios in (
+        ("glann", [1e-5, 1e-4, 1e-3], [90.0, 3.0, 1.0]),
+        ("ns-gan", [1e-5, 2e-4, 1e-2], [90.0, 9.0, 95.0]),
+    ):
+        section_of, setting = ("glo", "generator_lr") if model == "glann" else (model, "lr")
+        for index, (rate, found) in enumerate(zip(rates, ratios, strict=True)):
+            drawn = {section_of: {setting: rate}}
+            if model == "glann":
+                drawn["imle"] = {"lr": 1e-5}
+            row = {"key": f"{model}-{index}", "model": model, "index": index, "drawn": drawn}
+            rows.append({**row, "fid_over_floor": found, "cpu_seconds": 1.0})
+    made = section(Stability(models=models, draws=3), rows, tmp_path)
+    table = made.tables[0]
+    assert table.head[-1] == "failed, rate ≥ 10⁻⁴"
+    assert [(row[0], row[1], row[-1]) for row in table.rows] == [
+        ("GLANN", "1 of 3", "0 of 2"),
+        ("non-saturating GAN", "2 of 3", "1 of 2"),
+    ]
+    assert "GLANN (1 of 3 runs, median FID ÷ floor 3) is best" in made.finding
+
+
 def test_a_run_that_was_not_finite_is_shown_as_failed(study, tmp_path):
     settings, rows = study
     broken = [
