@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
-from scipy.stats import gaussian_kde, multivariate_normal
+from scipy.stats import gaussian_kde, kendalltau, multivariate_normal
 from sklearn.neighbors import KernelDensity
 
 from glann.errors import GlannError
 from glann.evaluation import likelihood
 from glann.evaluation.likelihood import choose_sigma, mean_and_error, parzen_log_likelihood
 from glann.randomness import noise
-from glann.studies.likelihood import STUDY, LikelihoodSettings, density_row
+from glann.studies.likelihood import STUDY, LikelihoodSettings, concordance, density_row
 from glann.studies.study import Place
 
 
@@ -108,6 +108,14 @@ def test_the_objective_falls_and_the_likelihood_rises(tmp_path):
     assert last["likelihood"] < row["truth"] + 0.1
 
 
+def test_concordance_is_kendalls():
+    found = zip([4.0, 3.0, 2.5, 1.0, 0.5], [-9.0, -7.0, -8.0, -2.0, -3.0], strict=True)
+    curve = [{"objective": objective, "likelihood": likelihood} for objective, likelihood in found]
+    tau = kendalltau([-p["objective"] for p in curve], [p["likelihood"] for p in curve]).statistic
+    assert concordance(curve) == pytest.approx((tau + 1) / 2) == 0.8
+    assert concordance([{**p, "likelihood": p["objective"]} for p in curve]) == 0
+
+
 def test_a_section_holds_curves_models_and_published_figures(tmp_path):
     curve = [
         {"step": 1, "objective": 2.0, "likelihood": -5.0, "sigma": 1.0},
@@ -120,7 +128,8 @@ def test_a_section_holds_curves_models_and_published_figures(tmp_path):
     section = STUDY.section(settings, rows, tmp_path)
     assert "rose in 2 of 2 runs" in section.finding
     known, images = section.tables
-    assert known.rows == [["ring", "-3.00 ± 0.00", "-2.50 ± 0.00", "0.50000 ± 0.00000"]]
+    assert known.rows == [["ring", "-3.00 ± 0.00", "-2.50 ± 0.00", "0.50000 ± 0.00000", "100 ± 0%"]]
+    assert "higher likelihood in 100%" in section.finding
     assert ["VAE", "210 ± 2", "210", "0.2"] in images.rows
     assert any("published" in row[0] and "257" in row[1] for row in images.rows)
     assert any("Theis" in text for text in section.paragraphs)

@@ -99,17 +99,49 @@ def test_a_row_of_modes_and_its_picture(tmp_path):
     place = Place(tmp_path, tmp_path.parent, key="ring-imle-0")
     row = modes.points_row(place, mixture="ring", model="imle", seed=0, points=500, steps=[20])
     assert 0 <= row["found"] <= 8
+    assert row["cpu_seconds"] > 0
     assert (tmp_path / row["picture"]).is_file()
-    settings = modes.ModesSettings(mixtures=["ring"], models=["imle", "wgan"], seeds=1)
+
+
+GIVEN = {"found": 7, "high_quality": 0.5, "kl": 0.1, "spread": None, "cpu_seconds": 3.4}
+
+
+def points_section(models, failed=()):
+    settings = modes.ModesSettings(mixtures=["ring"], models=models, seeds=1)
     rows = [
-        {"key": "ring-imle-0", "mixture": "ring", "model": "imle", "seed": 0, **row},
-        {"key": "r", "mixture": "ring", "model": "wgan", "seed": 0, "failed": "not finite"},
+        {
+            "key": run.key,
+            **run.arguments,
+            **({"failed": "not finite"} if run.arguments["model"] in failed else GIVEN),
+            "picture": f"{run.key}.png",
+        }
+        for run in modes.runs(settings)
     ]
-    section = modes.section(settings, rows, tmp_path)
+    return modes.section(settings, rows, None)
+
+
+def test_a_model_whose_runs_failed_has_dashes_and_no_scatter():
+    section = points_section(["imle", "wgan"], failed=["wgan"])
     (table,) = section.tables
-    assert table.rows[0][0] == "IMLE"
-    assert table.rows[1][1:] == ["–", "–", "–", "–", "1 of 1"]
-    assert len(section.pictures) == 1
+    assert table.rows[0] == ["IMLE", "7.0", "50.0%", "0.100", "–", "3", "0 of 1"]
+    assert table.rows[1][1:] == ["–", "–", "–", "–", "–", "1 of 1"]
+    assert all(len(row) == len(table.head) for row in table.rows)
+    assert [picture.path for picture in section.pictures] == ["ring-imle-0.png"]
+
+
+def test_every_model_has_a_scatter():
+    models = [*modes.OURS, *modes.POINT_GANS]
+    wanted = [f"ring-{model}-0.png" for model in models]
+    assert [picture.path for picture in points_section(models).pictures] == wanted
+
+
+def test_of_gans_is_only_spoken_where_there_are_any():
+    told = " ".join(points_section(["imle", "glann"]).paragraphs)
+    assert "BEGAN" not in told
+    assert "RS-IMLE" in told
+    told = " ".join(points_section(["wgan"]).paragraphs)
+    assert "2,000 steps of the discriminator" in told
+    assert "RS-IMLE" not in told
 
 
 def test_width_within_modes():
@@ -123,16 +155,35 @@ def test_width_within_modes():
 
 def test_stacked_digits_have_runs_and_a_table_beside_published_ones(tmp_path):
     settings = modes.ModesSettings(mixtures=[], stacked=["glann", "ns-gan"], seeds=2)
-    keys = [run.key for run in modes.runs(settings)]
-    assert keys == ["stacked-glann-0", "stacked-ns-gan-0", "stacked-glann-1", "stacked-ns-gan-1"]
-    given = {"found": 990, "kl": 0.05, "accuracy": 0.99, "birthday": 300}
-    given |= {"picture": "a.png", "closest": "b.png"}
+    keys = [run.key.removeprefix("stacked-") for run in modes.runs(settings)]
+    assert keys == ["floor-0", "glann-0", "ns-gan-0", "glann-1", "ns-gan-1"]
+    given = {"found": 990, "kl": 0.05, "accuracy": 0.99, "recall": 0.5, "coverage": 0.75}
+    given |= {"cpu_seconds": 61.0, "picture": "a.png", "closest": "b.png"}
     rows = [
         {"key": run.key, **run.arguments, **given, "birthday": None if run.arguments["seed"] else 9}
         for run in modes.runs(settings)
     ]
     section = modes.section(settings, rows, tmp_path)
     (table,) = section.tables
-    assert table.rows[0] == ["GLANN", "990 ± 0", "0.050 ± 0.000", "9, none"]
+    assert table.rows[0][0] == "training images (the floor)"
+    assert table.rows[1] == [
+        "GLANN", "990 ± 0", "0.050 ± 0.000", "0.500 ± 0.000", "0.750 ± 0.000", "9, none", "61 ± 0",
+    ]  # fmt: skip
+    assert all(len(row) == len(table.head) for row in table.rows)
     assert "accuracy 99.00%" in table.note
+    assert "0.019 by chance" in table.note  # 999 / 52,000
+    assert "990 ± 0 of 1,000 modes" in section.finding
+    assert len(section.pictures) == 6
+
+
+def test_birthdays_of_a_recipe_s_own_images_have_runs_and_a_table(tmp_path):
+    settings = modes.ModesSettings(mixtures=[], birthday=["glann"], recipe="digits", seeds=2)
+    runs = modes.runs(settings)
+    assert [run.key for run in runs] == ["digits-floor-0", "digits-glann-0", "digits-glann-1"]
+    given = {"recall": 0.5, "coverage": 0.75, "birthday": 40, "picture": "a", "closest": "b"}
+    rows = [{"key": run.key, **run.arguments, **given} for run in runs]
+    section = modes.section(settings, rows, tmp_path)
+    (table,) = section.tables
+    assert table.rows[1] == ["GLANN", "0.500 ± 0.000", "0.750 ± 0.000", "40, 40"]
+    assert section.finding.startswith("digits: GLANN has recall 0.500")
     assert len(section.pictures) == 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glann.errors import GlannError
-from glann.studies import stacked
+from glann.studies import stacked, support
 from glann.studies.stacked import composites, mode_of, stacked_row
 from glann.studies.study import Place
 
@@ -38,7 +38,7 @@ def test_all_thousand_modes_are_composed_and_read():
     assert modes.equal(100 * red + 10 * green + blue)
 
 
-@pytest.mark.parametrize("model", ["glann", "ns-gan"])
+@pytest.mark.parametrize("model", ["glann", "ns-gan", "floor"])
 def test_a_row_of_digits(tmp_path, monkeypatch, model):
     from glann.recipes import make_recipe
 
@@ -51,18 +51,26 @@ def test_a_row_of_digits(tmp_path, monkeypatch, model):
             "ns-gan": {"images_seen": 640},
         },
     )
-    monkeypatch.setattr(stacked, "load_recipe", lambda name: recipe)
-    monkeypatch.setattr(stacked, "BIRTHDAY_SAMPLES", 100)
+    asked = []
+    monkeypatch.setattr(stacked, "load_recipe", lambda *given: asked.append(given) or recipe)
+    monkeypatch.setattr(support, "BIRTHDAY_SAMPLES", 100)
     place = Place(tmp_path, tmp_path.parent, key=f"stacked-{model}-0")
-    row = stacked_row(place, recipe="tiny", model=model, seed=0, composed=400, samples=300)
+    changes = ["glo.epochs=1"]
+    row = stacked_row(
+        place, recipe="tiny", changes=changes, model=model, seed=0, composed=400, samples=300
+    )
+    assert asked == [("tiny", changes)]
     assert 1 <= row["found"] <= 300
     assert row["accuracy"] > 0.8
     assert row["kl"] >= 0
+    assert row["cpu_seconds"] >= 0
     assert all((tmp_path / row[key]).is_file() for key in ("picture", "closest"))
+    if model == "floor":
+        assert row["recall"] > 0.7
 
 
 def test_images_without_digits_are_refused(tmp_path):
     place = Place(tmp_path, tmp_path.parent)
     images = stacked.Images(flat([1, 2]), None, "folder", "", "", ())
     with pytest.raises(GlannError, match="no grey images of digits"):
-        stacked._reader(images, None, place)
+        stacked._reader(images, images, place)

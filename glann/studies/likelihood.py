@@ -6,20 +6,16 @@ while the objective falls on data of known density, and at the end on images, in
 the published figures.
 """
 
-import dataclasses
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from glann import runner
 from glann.baselines import MODELS
-from glann.comparison import LABELS, SAMPLE_SEED, load_test
-from glann.data import load
-from glann.errors import GlannError
+from glann.comparison import LABELS, SAMPLE_SEED
 from glann.evaluation.likelihood import choose_sigma, mean_and_error, parzen_log_likelihood
 from glann.images import to_float
 from glann.nearest import nearest
@@ -30,7 +26,8 @@ from glann.report.studies import Chart, Section, Table
 from glann.settings import setting
 from glann.studies.mixtures import MIXTURES, GaussianMixture
 from glann.studies.points import PointIMLE
-from glann.studies.study import Place, Row, Run, Study
+from glann.studies.study import Place, Row, Run, Study, spread
+from glann.studies.trained import images_of, trained
 
 GAUSSIANS = {f"gaussian-{dim}": GaussianMixture(torch.zeros(1, dim), 1.0) for dim in (2, 8)}
 DENSITIES = {**MIXTURES, **GAUSSIANS}
@@ -131,28 +128,27 @@ def density_row(place: Place, *, density: str, seed: int, steps: int, held_out: 
     return {"curve": curve, "truth": float(data.log_density(test).mean())}
 
 
+def concordance(curve: Sequence[dict[str, float]]) -> float:
+    """Of all pairs of measurements, the share in which a lower objective has a higher likelihood.
+
+    1 if the likelihood rises whenever the objective falls; 1/2 if they have nothing to do with each
+    other (Kendall's τ is twice that, less one).
+    """
+    pairs = [*itertools.combinations(curve, 2)]
+    agree = [
+        (a["objective"] < b["objective"]) == (a["likelihood"] > b["likelihood"]) for a, b in pairs
+    ]
+    return sum(agree) / len(agree)
+
+
 def images_row(
     place: Place, *, recipe: str, model: str, seed: int, samples: int, validation: int
 ) -> Row:
     """The Parzen log-likelihood of a recipe's test images under a model's samples."""
-    asked = load_recipe(recipe)
-    run = place.runs / asked.name
-    if seed:
-        asked = dataclasses.replace(asked, seed=asked.seed + seed)
-        run = run / "seeds" / str(asked.seed)
-    how: dict[str, Any] = {"data": place.data, "device": place.device, "progress": False}
-    if model == "glann":
-        pipeline = runner.trained(asked, run, **how)
-    else:
-        pipeline = runner.train_baseline(asked, model, run, **how)
-    test = load_test(asked.data, place.data)
-    if test is None:
-        raise GlannError(
-            f"the recipe {recipe} has no test images to measure the likelihood of; hold some out "
-            "(data.test_fraction)"
-        )
-    train = load(asked.data, place.data).images
-    some = train[permutation(seed, "likelihood's validation", 0, len(train))[:validation]]
+    train, test = images_of(place, load_recipe(recipe))
+    pipeline = trained(place, recipe, model, seed)
+    chosen = permutation(seed, "likelihood's validation", 0, len(train))[:validation]
+    some = train.images[chosen]
     fake, real = (
         to_float(images).flatten(1)
         for images in (pipeline.sample(samples, SAMPLE_SEED), test.images)
@@ -173,7 +169,9 @@ def section(settings: LikelihoodSettings, rows: Sequence[Row], folder: Path) -> 
             "From the first to the last measurement the held-out log-likelihood rose in "
             f"{sum(last['likelihood'] > first['likelihood'] for first, last in ends)} of "
             f"{len(known)} runs on data of known density, while the objective fell in "
-            f"{sum(last['objective'] < first['objective'] for first, last in ends)}."
+            f"{sum(last['objective'] < first['objective'] for first, last in ends)}; of two "
+            "measurements of a run, the one with the lower objective has the higher likelihood in "
+            f"{statistics.fmean(concordance(row['curve']) for row in known):.0%}."
         )
     tables, charts, paragraphs = [], [], []
     lines = []
@@ -185,9 +183,10 @@ def section(settings: LikelihoodSettings, rows: Sequence[Row], folder: Path) -> 
         lines.append(
             [
                 density,
-                spread([point["likelihood"] for point in last]),
-                spread([row["truth"] for row in own]),
+                spread([point["likelihood"] for point in last], 2),
+                spread([row["truth"] for row in own], 2),
                 spread([point["objective"] for point in last], 5),
+                spread([100 * concordance(row["curve"]) for row in own], 0) + "%",
             ]
         )
         falls, rises = (
@@ -198,8 +197,12 @@ def section(settings: LikelihoodSettings, rows: Sequence[Row], folder: Path) -> 
         svg = two_curves(falls, rises, f"likelihood-{density}", "steps")
         charts.append(Chart(density, svg, caption))
     if lines:
-        head = ["density", "log-likelihood at the end", "of the true density", "objective"]
-        tables.append(Table(head, lines, "In nats, means over seeds ± standard deviation."))
+        head = ["density", "log-likelihood at the end", "of the true density", "objective", "agree"]
+        note = (
+            "In nats, means over seeds ± standard deviation. Agree: the share of pairs of a run's "
+            "measurements in which the lower objective has the higher likelihood; 50% is chance."
+        )
+        tables.append(Table(head, lines, note))
     if scored:
         lines = []
         for model in settings.models:
@@ -225,12 +228,6 @@ def section(settings: LikelihoodSettings, rows: Sequence[Row], folder: Path) -> 
         tables.append(Table(head, lines, note, [LABELS["glann"]]))
         paragraphs.append(AGAINST)
     return Section(" ".join(findings), paragraphs, tables, charts)
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 STUDY = Study(

@@ -4,10 +4,11 @@ VEEGAN's protocol (Srivastava et al. 2017, arXiv 1705.07761, section 4.1): 8 Gau
 in a grid, 2,500 samples of each model.  And stacked digits, see `glann.studies.stacked`.
 """
 
-import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,8 +20,9 @@ from glann.report.studies import Picture, Section, Table
 from glann.settings import setting
 from glann.studies.mixtures import MIXTURES
 from glann.studies.points import POINT_GANS, PointGAN, PointGLANN, PointIMLE, point_gan
-from glann.studies.stacked import stacked_row
-from glann.studies.study import Place, Row, Run, Study
+from glann.studies.stacked import stacked_row, stacked_section
+from glann.studies.study import Place, Row, Run, Study, spread
+from glann.studies.support import images_row, support_section
 
 SAMPLES = 2500
 
@@ -34,14 +36,7 @@ PUBLISHED = [
 ]
 """Rings | grids of Srivastava et al. 2017 and Lin et al. 2018 (arXiv 1712.04086)."""
 
-PUBLISHED_STACKED = [
-    ("DCGAN", "99", "3.40"),
-    ("VEEGAN", "150", "2.95"),
-    ("PacGAN", "1000", "0.06"),
-    ("WGAN-GP", "959", "0.73"),
-    ("R3GAN", "1000", "0.029"),
-]
-"""After 50 epochs of 128,000 composites: Lin et al. 2018, Huang et al. 2024 (arXiv 2501.05441)."""
+HEAD = ["high quality", "reverse KL", "width", "CPU seconds", "failed"]
 
 CANDIDATES = {"ring": 40, "grid": 100}
 """Of plain IMLE in a step, about five for each mode: with many more, all data find one near, and
@@ -63,8 +58,14 @@ class ModesSettings:
         [], "models that learn stacked images of digits", choices=("glann", *MODELS)
     )
     recipe: str = setting("mnist-short", "of the digits, the networks and the lengths")
+    changes: list[str] = setting([], "of the recipe for stacked images, such as glo.epochs=6")
     composites: int = setting(128_000, "stacked images to learn from", minimum=100)
     samples: int = setting(26_000, "stacked images whose digits are read", minimum=10)
+    birthday: list[str] = setting(
+        [],
+        "models of the recipe's own images, trained if they aren't yet: recall and birthday test",
+        choices=("glann", *MODELS),
+    )
     seeds: int = setting(5, "runs of each model", minimum=1)
     first_seed: int = setting(0, "of the runs", minimum=0)
     points: int = setting(100_000, "points to learn from", minimum=100)
@@ -76,7 +77,10 @@ class ModesSettings:
 
 
 def runs(settings: ModesSettings) -> list[Run]:
-    """One for each mixture, model and seed."""
+    """One for each mixture, model and seed; of images also one for the training images."""
+    own: dict[str, Any] = {"recipe": settings.recipe}
+    stacked = own | {"changes": settings.changes, "composed": settings.composites}
+    stacked |= {"samples": settings.samples}
     found = []
     # Seed by seed: a study that is stopped has something of every model.
     for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
@@ -88,10 +92,15 @@ def runs(settings: ModesSettings) -> list[Run]:
                 arguments = {"mixture": mixture, "model": model, "seed": seed}
                 arguments |= {"points": settings.points, "steps": steps}
                 found.append(Run(f"{mixture}-{model}-{seed}", points_row, arguments))
-        for model in settings.stacked:
-            arguments = {"recipe": settings.recipe, "model": model, "seed": seed}
-            arguments |= {"composed": settings.composites, "samples": settings.samples}
-            found.append(Run(f"stacked-{model}-{seed}", stacked_row, arguments))
+        for models, name, function, shared in (
+            (settings.stacked, "stacked", stacked_row, stacked),
+            (settings.birthday, settings.recipe, images_row, own),
+        ):
+            # The training images need no second seed.
+            floor = ["floor"] if models and seed == settings.first_seed else []
+            for model in [*floor, *models]:
+                arguments = {**shared, "model": model, "seed": seed}
+                found.append(Run(f"{name}-{model}-{seed}", function, arguments))
     return found
 
 
@@ -102,7 +111,9 @@ def points_row(
     data = MIXTURES[mixture]
     learn_from = data.sample(points, seed)
     sampler = make_sampler(mixture, model, steps)
+    began = time.process_time()
     sampler.fit(learn_from, seed=seed, device=place.device)
+    cpu_seconds = time.process_time() - began
     samples = sampler.sample(SAMPLES, seed)
     found = count_modes(fake=samples, centres=data.centres, sigma=data.sigma)
     picture = f"pictures/{place.key}.png"
@@ -112,6 +123,7 @@ def points_row(
         "high_quality": found.high_quality,
         "kl": found.kl,
         "spread": within_modes(samples, mixture),
+        "cpu_seconds": round(cpu_seconds, 3),
         "picture": picture,
     }
 
@@ -154,43 +166,65 @@ def scatter(samples: torch.Tensor, data: torch.Tensor, side: int = 220) -> torch
 
 
 def section(settings: ModesSettings, rows: Sequence[Row], folder: Path) -> Section:
+    """Of points a table for each mixture and a scatter of each model; then what images show."""
+    of_images = [row for row in rows if "mixture" not in row and "failed" not in row]
+    stacked = [row for row in of_images if "composed" in row]
+    own = [row for row in of_images if "composed" not in row]
+    parts = [_points_section(settings, rows)] if settings.mixtures else []
+    parts += [stacked_section(settings.recipe, settings.samples, stacked)] if stacked else []
+    parts += [support_section(settings.recipe, own)] if own else []
+    finding = "; ".join(part.finding for part in parts if part.finding)
+    return Section(
+        f"{finding or 'Neither IMLE nor GLANN was among the models'}.",
+        [text for part in parts for text in part.paragraphs],
+        [table for part in parts for table in part.tables],
+        (),
+        [picture for part in parts for picture in part.pictures],
+    )
+
+
+def _points_section(settings: ModesSettings, rows: Sequence[Row]) -> Section:
     """A table for each mixture, and a scatter of the first seed of each model."""
-    good = [row for row in rows if "failed" not in row]
     tables, pictures, findings = [], [], []
     for mixture in settings.mixtures:
         lines = []
         for model in settings.models:
             own = [r for r in rows if (r.get("mixture"), r["model"]) == (mixture, model)]
-            done = [row for row in own if row in good]
-            name = label(model)
+            done = [row for row in own if "failed" not in row]
+            failed = f"{len(own) - len(done)} of {len(own)}"
+            lines.append([label(model), *_cells(done), failed])
             if done:
-                lines.append([
-                    name, spread([row["found"] for row in done], 1),
-                    spread([100 * row["high_quality"] for row in done], 1) + "%",
-                    spread([row["kl"] for row in done], 3),
-                    spread([r["spread"] for r in done if r["spread"] is not None], 2),
-                    f"{len(own) - len(done)} of {len(own)}",
-                ])  # fmt: skip
-                first = done[0]
-                pictures.append(Picture(first["picture"], f"{mixture}, {name}", model in OURS))
-            else:
-                lines.append([name, "–", "–", "–", "–", f"{len(own)} of {len(own)}"])
+                caption = f"{mixture}, {label(model)}"
+                pictures.append(Picture(done[0]["picture"], caption, model in OURS))
         column = [*MIXTURES].index(mixture)
         lines += [
-            [name, *(cell.split(" | ")[min(column, cell.count(" | "))] for cell in cells), "–", "–"]
+            [name, *(cell.split(" | ")[min(column, cell.count(" | "))] for cell in cells), *"–––"]
             for name, *cells in PUBLISHED
         ]
         modes = len(MIXTURES[mixture].centres)
         tables.append(
             Table(
-                ["model", f"modes of {modes}", "high quality", "reverse KL", "width", "failed"],
+                [
+                    "model",
+                    f"modes of {modes}",
+                    "high quality",
+                    "reverse KL",
+                    "width",
+                    "CPU seconds",
+                    "failed",
+                ],
                 lines,
                 f"{mixture.capitalize()} of {modes}: means over {settings.seeds} seeds ± standard "
-                "deviation. Width: of the good samples' modes over the data's, 0.96 if equal.",
+                "deviation. Width: of the good samples' modes over the data's, 0.96 if equal. "
+                "CPU seconds are of training.",
                 [*OURS.values()],
             )
         )
-        ours = [r for r in good if r.get("mixture") == mixture and r["model"] in OURS]
+        ours = [
+            row
+            for row in rows
+            if row.get("mixture") == mixture and row["model"] in OURS and "failed" not in row
+        ]
         if ours:
             findings.append(
                 f"{mixture}: all {modes} modes in "
@@ -198,59 +232,35 @@ def section(settings: ModesSettings, rows: Sequence[Row], folder: Path) -> Secti
                 f"GLANN, {min(r['high_quality'] for r in ours):.0%} to "
                 f"{max(r['high_quality'] for r in ours):.0%} of samples of high quality"
             )
-    stacked = [row for row in good if row["key"].startswith("stacked-")]
-    if stacked:
-        tables.append(_stacked_table(settings, stacked))
-        findings += [
-            f"stacked digits: {LABELS[row['model']]} {row['found']} of 1,000 modes, seed "
-            f"{row['seed']}"
-            for row in stacked
-            if row["model"] == "glann"
-        ]
-        for row in stacked:
-            if row["seed"] == settings.first_seed:
-                name = LABELS[row["model"]]
-                ours_too = row["model"] == "glann"
-                pictures.append(Picture(row["picture"], f"stacked, {name}", ours_too))
-                pictures.append(Picture(row["closest"], f"its nearest pairs, {name}", ours_too))
-    why = (
-        "IMLE pulls a sample to each datum, so no mode is left out; but samples that are nearest "
-        "to no datum are never pulled, and lie between the modes. Refusing candidates that are "
-        "near a datum already (RS-IMLE) has the others chosen. In GLANN's cells each candidate has "
-        "data of its own part near it, and noise picks a cell as often as it has data."
-    )
-    budget = (
-        f"Budget: {settings.imle_steps:,} steps of IMLE, {settings.gan_steps:,} of each "
-        "discriminator, of 400,000 in the published protocol: compare the GANs with one another, "
-        "and with the published rows. BEGAN is left out: an autoencoder of two numbers learns the "
-        "identity."
-    )
-    finding = "; ".join(findings) or "Neither IMLE nor GLANN was among the models"
-    return Section(finding + ".", [why, budget], tables, (), pictures)
+    why = [_WHY] if OURS.keys() & set(settings.models) else []
+    if POINT_GANS.keys() & set(settings.models):
+        why.append(
+            f"GANs had {settings.gan_steps:,} steps of the discriminator, of 400,000 in the "
+            "published protocol: compare them with one another, and with the published rows. BEGAN "
+            "is left out: an autoencoder of two numbers learns the identity."
+        )
+    return Section("; ".join(findings), why, tables, (), pictures)
 
 
-def _stacked_table(settings: ModesSettings, rows: Sequence[Row]) -> Table:
-    """Modes, KL and birthdays of stacked images, beside the published ones."""
-    lines = []
-    for model in settings.stacked:
-        own = [row for row in rows if row["model"] == model]
-        if own:
-            sizes = [str(row["birthday"] or "none") for row in own]
-            lines.append([
-                LABELS[model], spread([row["found"] for row in own], 0),
-                spread([row["kl"] for row in own], 3), ", ".join(sizes),
-            ])  # fmt: skip
-    lines += [[f"{name}, published", modes, kl, "–"] for name, modes, kl in PUBLISHED_STACKED]
-    accuracy = rows[0]["accuracy"]
-    read = "unknown accuracy" if accuracy is None else f"accuracy {accuracy:.2%} on test digits"
-    return Table(
-        ["model", "modes of 1,000", "reverse KL", "birthday"],
-        lines,
-        f"Stacked digits of {settings.recipe}, {settings.samples:,} samples, read by a classifier "
-        f"of {read}. Birthday: the smallest sample that likely holds a near-duplicate; the support "
-        "is about its square.",
-        [LABELS["glann"]],
-    )
+def _cells(rows: Sequence[Row]) -> list[str]:
+    """Modes, quality, KL, width and time of one model's runs; dashes for none."""
+    if not rows:
+        return ["–"] * 5
+    return [
+        spread([row["found"] for row in rows], 1),
+        spread([100 * row["high_quality"] for row in rows], 1) + "%",
+        spread([row["kl"] for row in rows], 3),
+        spread([row["spread"] for row in rows if row["spread"] is not None], 2),
+        spread([row["cpu_seconds"] for row in rows], 0),
+    ]
+
+
+_WHY = (
+    "IMLE pulls a sample to each datum, so no mode is left out; but samples that are nearest to no "
+    "datum are never pulled, and lie between the modes. Refusing candidates that are near a datum "
+    "already (RS-IMLE) has the others chosen. In GLANN's cells each candidate has data of its own "
+    "part near it, and noise picks a cell as often as it has data."
+)
 
 
 def label(model: str) -> str:
@@ -258,14 +268,11 @@ def label(model: str) -> str:
     return OURS[model] if model in OURS else LABELS[model]
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation; a dash for nothing."""
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
-
 STUDY = Study(
-    "modes", "A sampler learned by IMLE drops no mode of the data.", ModesSettings, runs, section
+    "modes",
+    "A sampler learned by IMLE drops no mode of the data.",
+    ModesSettings,
+    runs,
+    section,
+    version=2,
 )

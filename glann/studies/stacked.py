@@ -5,24 +5,34 @@ composites to learn from, 26,000 samples, whose digits a classifier reads.
 """
 
 import dataclasses
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from glann.baselines import MODELS
-from glann.comparison import SAMPLE_SEED, load_test
-from glann.data import Images, load
+from glann.comparison import LABELS, SAMPLE_SEED
+from glann.data import Images
 from glann.errors import GlannError
 from glann.evaluation.features import Features, make_features
-from glann.evaluation.modes import birthday, closest_pairs, reverse_kl
-from glann.images import interleave, save_grid, to_float
+from glann.evaluation.modes import reverse_kl
 from glann.pipeline import GLANN
 from glann.randomness import generator
 from glann.recipes import Recipe, load_recipe
-from glann.studies.study import Place, Row
+from glann.report.studies import Section, Table
+from glann.studies.study import Place, Row, spread
+from glann.studies.support import BIRTHDAY, HEAD, SCORED, cells, pictures, support
+from glann.studies.trained import images_of
 
-BIRTHDAY_SAMPLES = 2000
-"""In which near-duplicates are looked for."""
+PUBLISHED = [
+    ("DCGAN", "99", "3.40"),
+    ("VEEGAN", "150", "2.95"),
+    ("PacGAN", "1000", "0.06"),
+    ("WGAN-GP", "959", "0.73"),
+    ("R3GAN", "1000", "0.029"),
+]
+"""After 50 epochs of 128,000 composites: Lin et al. 2018, Huang et al. 2024 (arXiv 2501.05441)."""
 
 
 def composites(images: torch.Tensor, n: int, seed: int) -> torch.Tensor:
@@ -44,40 +54,51 @@ def mode_of(stacked: torch.Tensor, features: Features) -> torch.Tensor:
     return digits @ torch.tensor([100, 10, 1])
 
 
+def stacked_features(stacked: torch.Tensor, features: Features) -> torch.Tensor:
+    """The features of the three digits, one after another: float32 `(n, 3 × dim)`."""
+    n, channels, height, width = stacked.shape
+    return features(stacked.reshape(n * channels, 1, height, width)).view(n, -1)
+
+
 def stacked_row(
-    place: Place, *, recipe: str, model: str, seed: int, composed: int, samples: int
+    place: Place,
+    *,
+    recipe: str,
+    changes: list[str],
+    model: str,
+    seed: int,
+    composed: int,
+    samples: int,
 ) -> Row:
     """Train a model of a recipe on stacked images and count the modes that it reaches.
 
+    `changes` are of the recipe's settings, as `glann train --set` takes them.  The model "floor"
+    is the training images themselves.
+
     Returns:
         "found" modes of 1,000, reverse "kl" in nats, the classifier's "accuracy" on single test
-        images, "birthday": the smallest sample that likely holds two as near as the nearest of
-        2,000 training images, or None; "picture" and "closest", the nearest pairs of samples.
+        images, "cpu_seconds" of training; and what `support` gives.
     """
-    asked = dataclasses.replace(load_recipe(recipe), seed=seed)
-    digits, test = load(asked.data, place.data), load_test(asked.data, place.data)
-    features = _reader(digits, test, place)
+    asked = dataclasses.replace(load_recipe(recipe, changes), seed=seed)
+    digits, test = images_of(place, asked)
+    reader = _reader(digits, test, place)
     learn_from = composites(digits.images, composed, seed)
-    pipeline = _fitted(asked, model, learn_from, place)
-    made = pipeline.sample(samples, SAMPLE_SEED)
-    counts = torch.bincount(mode_of(made, features), minlength=1000)
-    some = to_float(made[:BIRTHDAY_SAMPLES]).flatten(1)
-    pairs, _ = closest_pairs(fake=some, shown=8)
-    picture, closest = f"pictures/{place.key}.png", f"pictures/{place.key}-closest.png"
-    save_grid(made[:64], place.folder / picture, columns=8)
-    both = interleave(made[pairs[:, 0]], made[pairs[:, 1]])
-    save_grid(both, place.folder / closest, columns=8)
+    held_out = composites(test.images, min(SCORED, samples), seed)
+    began = time.process_time()
+    pipeline = None if model == "floor" else _fitted(asked, model, learn_from, place)
+    cpu_seconds = time.process_time() - began
+    made = learn_from[:samples] if pipeline is None else pipeline.sample(samples, SAMPLE_SEED)
+    counts = torch.bincount(mode_of(made, reader), minlength=1000)
     return {
         "found": int((counts > 0).sum()),
         "kl": reverse_kl(counts),
-        "accuracy": features.accuracy,
-        "birthday": birthday(fake=some, threshold=_alike(learn_from)),
-        "picture": picture,
-        "closest": closest,
+        "accuracy": reader.accuracy,
+        "cpu_seconds": round(cpu_seconds, 3),
+        **support(place, made, held_out, lambda images: stacked_features(images, reader)),
     }
 
 
-def _reader(digits: Images, test: Images | None, place: Place) -> Features:
+def _reader(digits: Images, test: Images, place: Place) -> Features:
     """The classifier of single digits."""
     if digits.labels is None or digits.images.shape[1] != 1 or int(digits.labels.max()) > 9:
         raise GlannError(
@@ -97,7 +118,27 @@ def _fitted(recipe: Recipe, model: str, images: torch.Tensor, place: Place) -> G
     return GLANN(glo.generator_, imle)
 
 
-def _alike(images: torch.Tensor) -> float:
-    """The distance of the nearest pair of so many real images: nearer ones are duplicates."""
-    some = to_float(images[:BIRTHDAY_SAMPLES]).flatten(1)
-    return float(closest_pairs(fake=some, shown=1)[1])
+def stacked_section(recipe: str, samples: int, rows: Sequence[Row]) -> Section:
+    """What the rows of `stacked_row` show, beside the published ones."""
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        found, kl = spread([row["found"] for row in own], 0), spread([row["kl"] for row in own], 3)
+        cpu = spread([row["cpu_seconds"] for row in own], 0)
+        lines.append([LABELS[model], found, kl, *cells(own), cpu])
+    lines += [[f"{name}, published", modes, kl, *"––––"] for name, modes, kl in PUBLISHED]
+    accuracy = rows[0]["accuracy"]
+    read = "unknown accuracy" if accuracy is None else f"accuracy {accuracy:.2%} on test digits"
+    note = (
+        f"Stacked digits of {recipe}, {samples:,} samples, read by a classifier of {read}. So many "
+        f"samples of a sampler that has all modes in equal shares have a reverse KL of about "
+        f"{999 / (2 * samples):.3f} by chance. Recall and coverage: beside stacked test images, on "
+        f"the features of that classifier. {BIRTHDAY}"
+    )
+    head = ["model", "modes of 1,000", "reverse KL", *HEAD, "CPU seconds"]
+    ours = [line for line in lines if line[0] == LABELS["glann"]]
+    return Section(
+        "".join(f"stacked digits: GLANN {line[1]} of 1,000 modes, KL {line[2]}" for line in ours),
+        tables=[Table(head, lines, note, [LABELS["glann"]])],
+        pictures=pictures(rows, "stacked digits"),
+    )

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import statistics
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,3 +107,11 @@ def to_toml(settings: Any) -> str:
     """The settings, every default written out."""
     known = {key: value for key, value in as_dict(settings).items() if value is not None}
     return "".join(f"{key} = {toml_value(value)}\n" for key, value in known.items())
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation of a model's runs; a dash for nothing."""
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
