@@ -1,6 +1,7 @@
 """The figures of studies in pipelines/README.md are those of the results that ship."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,22 @@ RESULTS = Path(__file__).parents[1] / "pipelines" / "results"
 README = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["gradients", "stability", "blur", "likelihood"])
-def test_tables_are_those_of_the_results(name):
-    folder = RESULTS / f"study-{name}"
+@pytest.mark.parametrize("folder", sorted(RESULTS.glob("study-*")), ids=lambda path: path.name)
+def test_tables_are_those_of_the_results(folder):
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    study = find_study(name)
+    study = find_study(results["study"])
     settings = checked("", study.settings, results["settings"])
     tables = study.section(settings, results["rows"], folder).tables
     assert tables
     for table in tables:
         for row in (table.head, *table.rows):
             assert f"| {' | '.join(row)} |" in README
+    assert results["command"].split(" --run ")[0].replace(" --jobs 1", "") in README
+    assert (folder / "report.html").is_file()
+
+
+def test_pictures_and_folders_of_results_are_there():
+    named = re.findall(r"\]\((results/[^)]+)\)", README)
+    assert named
+    for path in named:
+        assert (RESULTS.parent / path).exists(), path
