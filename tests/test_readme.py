@@ -80,21 +80,3 @@ def test_tables_of_results_are_those_of_the_files(path):
     assert results["recipe"] == path.parent.name
     assert f"glann compare {path.parent.name}" in told
     assert (path.parent / "report.html").is_file()
-
-
-def test_the_table_of_modes_is_that_of_the_file():
-    from glann.studies.modes import label, spread
-
-    path = ROOT / "pipelines/results/study-modes/results.json"
-    told = (ROOT / "pipelines/README.md").read_text(encoding="utf-8")
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        cells = []
-        for mixture in ("ring", "grid"):
-            own = [row for row in rows if (row["mixture"], row["model"]) == (mixture, model)]
-            cells += [
-                spread([row["found"] for row in own], 1),
-                spread([100 * row["high_quality"] for row in own], 1) + " %",
-                spread([row["kl"] for row in own], 3),
-            ]
-        assert f"| {label(model)} | {' | '.join(cells)} |" in told
