@@ -218,11 +218,13 @@ def test_recipes_are_listed():
     assert "glo.code_dim" in succeeds("recipes", "--settings")
 
 
-def test_a_trained_pipeline_ships_and_is_small():
-    digits = shipped_pipelines()["digits"]
-    assert sum(file.stat().st_size for file in digits.iterdir()) <= 1_000_000
-    succeeds("sample", "digits", "-n", 64, "--seed", 3, "-o", "out.png")
-    succeeds("inspect", "digits")
+@pytest.mark.parametrize(
+    ("name", "most"), [("digits", 1e6), ("mnist", 2e6), ("fashion-mnist", 2e6)]
+)
+def test_trained_pipelines_ship_and_are_small(name, most):
+    assert sum(file.stat().st_size for file in shipped_pipelines()[name].iterdir()) <= most
+    succeeds("sample", name, "-n", 64, "--seed", 3, "-o", "out.png")
+    succeeds("inspect", name)
 
 
 def test_own_images_from_a_folder():
