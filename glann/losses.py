@@ -154,7 +154,8 @@ class Scattering(nn.Module):
         loss: torch.Tensor = self.pyramid(output, target)
         pairs = zip(self.coefficients(output), self.coefficients(target), strict=True)
         for mine, theirs in pairs:
-            loss = loss + self.WEIGHT * (mine - theirs).abs().view(len(output), -1).mean(1)
+            apart = (mine - theirs).abs().unflatten(0, output.shape[:2])
+            loss = loss + self.WEIGHT * apart.flatten(1).mean(1)
         return loss
 
 

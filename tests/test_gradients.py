@@ -143,7 +143,7 @@ def test_glo_and_its_error_by_hand(digits):
     before = copy.deepcopy(glo.generator_.state_dict())
     found = of_glo(glo, images, 0, CPU)
     generator = copy.deepcopy(glo.generator_).train()
-    loss = make_loss("laplacian", (8, 8), CPU)(generator(glo.codes_), to_float(images)).mean()
+    loss = make_loss(glo.loss, (8, 8), CPU)(generator(glo.codes_), to_float(images)).mean()
     gradients = torch.autograd.grad(loss, list(generator.parameters()))
     assert found["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
     norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))

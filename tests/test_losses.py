@@ -213,6 +213,13 @@ def test_the_gradient_is_right(name, shape):
 
 
 @pytest.mark.parametrize("name", ["l1", "laplacian", "scattering"])
+def test_no_images_have_no_losses(name):
+    """As a process may have none of a batch."""
+    nothing = random_images(0, 3, 12, 20)
+    assert losses_for((12, 20))[name](nothing, nothing).shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["l1", "laplacian", "scattering"])
 def test_an_images_loss_does_not_depend_on_its_batch(name):
     loss = losses_for((12, 20))[name]
     output, target = random_images(5, 3, 12, 20), random_images(5, 3, 12, 20, seed=1)
