@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 
 from glann.codes import as_codes, in_hand, on_sphere
 from glann.errors import GlannError
-from glann.networks import to_sphere
+from glann.networks import Generator, to_sphere
 from glann.randomness import noise, permutation
 from glann.settings import as_dict, check, setting
 
@@ -80,6 +80,7 @@ class Gaussian(_Gaussians):
         self,
         codes: object,
         *,
+        generator: Generator | None = None,
         seed: int = 0,
         device: str = "auto",
         folder: str | Path | None = None,
@@ -87,7 +88,7 @@ class Gaussian(_Gaussians):
     ) -> "Gaussian":
         """Take mean and covariance of codes, float `(n, code_dim)`.
 
-        There is no training: `seed`, `device`, `folder` and `progress` are there for the contract.
+        There is no training: all arguments but codes are there for the contract.
         """
         codes = as_codes(codes)
         if len(codes) < 2:
@@ -140,6 +141,7 @@ class Mixture(_Gaussians):
         self,
         codes: object,
         *,
+        generator: Generator | None = None,
         seed: int = 0,
         device: str = "auto",
         folder: str | Path | None = None,
@@ -147,7 +149,7 @@ class Mixture(_Gaussians):
     ) -> "Mixture":
         """Fit the mixture to codes, float `(n, code_dim)`, on the CPU.
 
-        EM is not resumed: `device`, `folder` and `progress` are there for the contract.
+        EM is not resumed: all arguments but codes and seed are there for the contract.
         """
         check(self, "imle")
         codes = as_codes(codes)

@@ -11,6 +11,10 @@ among its own cell's candidates.  So each region has the weight that it has in t
 jump from one to another with nothing between them, and a matching that looks at `pool` candidates
 for each code costs 1/cells of what looking at all candidates would.
 
+Near means near in the images: the generator's own metric measures codes, where it is at hand.  And
+a pool never comes near enough to codes of many numbers, so that the noise that won is improved by
+small changes, as if the pool had been many times larger.
+
 A step pulls T(e) towards the mean of the codes that chose noise near e, so what tells these codes
 apart is averaged away.  A sample takes a share of it back, from the training code whose own T(e) is
 the nearest: IMLE's theorem is about a density of kernels around the samples (section 3 there), and
@@ -30,8 +34,9 @@ from threadpoolctl import threadpool_limits
 
 from glann import processes
 from glann.codes import as_codes, on_sphere
+from glann.metric import Metric, image_metric
 from glann.nearest import EXACT, SEARCHES, nearest, recall
-from glann.networks import Mapper, evaluation_mode, to_sphere
+from glann.networks import Generator, Mapper, evaluation_mode
 from glann.randomness import BLOCK, noise, permutation, seeded
 from glann.randomness import generator as random_generator
 from glann.settings import as_dict, check, setting
@@ -62,6 +67,12 @@ KEPT = 65_536
 GROUP = 65_536
 """Candidates that are drawn at a time, about: those of whole cells."""
 
+CHANGES = 4
+"""Changes of a code's noise that a round of refinement tries."""
+
+REFINED = 1024
+"""Codes whose noise is refined at a time."""
+
 
 @dataclass(kw_only=True)
 class IMLE:
@@ -72,13 +83,14 @@ class IMLE:
     `details_`, if samples get any; `seconds_`.
     """
 
-    noise_dim: int = setting(16, "numbers in a noise vector", minimum=1, maximum=4096)
+    noise_dim: int = setting(64, "numbers in a noise vector", minimum=1, maximum=4096)
     width: int = setting(512, "units of the mapper's hidden layers", minimum=8, maximum=8192)
     depth: int = setting(3, "hidden layers of the mapper", minimum=1, maximum=16)
     cells: int | None = setting(
         None,
         "parts that codes are split into by k-means, each matched by itself; none: the square root "
-        "of their number; 1: all codes are matched together",
+        "of their number, or where that is more, one for 64 codes, up to 1000; 1: all codes are "
+        "matched together",
         minimum=1,
     )
     epochs: int = setting(60, "passes over the codes", minimum=1)
@@ -87,9 +99,12 @@ class IMLE:
     weight_decay: float = setting(1e-5, "Adam's weight decay", minimum=0)
     schedule: str = setting("cosine", "how the learning rate changes", choices=SCHEDULES)
     pool: float = setting(8.0, "candidates drawn for a matching, per code", minimum=0.01)
+    refine: int = setting(
+        8, "rounds in which small changes of the chosen noise are tried; 0: none", minimum=0
+    )
     keep: int = setting(6, "epochs for which a matching is kept", minimum=1)
     detail: float = setting(
-        0.5,
+        0.75,
         "share that a sample gets of what the mapper left out of the nearest training code; 0: "
         "none, and nothing of single codes is kept",
         minimum=0,
@@ -100,6 +115,11 @@ class IMLE:
         "candidates nearer than this to a code of their cell are not chosen, in the median "
         "distance of a code to the nearest other; 0: all may be",
         minimum=0,
+    )
+    metric: str = setting(
+        "images",
+        "what near is measured in: images, to first order, where the generator is known; or codes",
+        choices=("images", "codes"),
     )
     perturbation: float = setting(0.0, "noise added to the chosen noise in a step", minimum=0)
     search: str = setting(
@@ -113,6 +133,7 @@ class IMLE:
         self,
         codes: object,
         *,
+        generator: Generator | None = None,
         seed: int = 0,
         device: str = "auto",
         folder: str | Path | None = None,
@@ -123,6 +144,8 @@ class IMLE:
         Args:
             codes: float `(n, code_dim)`, a NumPy array or a tensor, from any model.  If all have
                 norm 1, so have the samples.
+            generator: what makes images of them, as `GLO.generator_`.  Without it distances are
+                those between codes.
             seed: of the starting weights, the candidates and the order of the codes.
             device: "auto", "cpu", "cuda", …
             folder: where checkpoint and log go; the same call resumes there.
@@ -141,13 +164,21 @@ class IMLE:
         batches = Batches(n, self.batch_size, self.epochs)
         on_device = pick_device(device)
         identity = {"settings": as_dict(self), "seed": seed, "data": fingerprint(codes)}
+        identity["generator"] = generator is not None
 
         with Training("imle", batches, folder, identity, progress) as training:
             saved = training.resume()
+            metric = self._metric(codes, generator, saved, seed, device)
+            codes = metric.coordinates(codes)
             centres = saved["mapper"]["centres"] if saved else self._centres(codes, seed)
             with seeded(seed, "mapper"):
                 mapper = Mapper(
-                    self.noise_dim, code_dim, self.width, self.depth, on_sphere(codes), len(centres)
+                    self.noise_dim,
+                    code_dim,
+                    self.width,
+                    self.depth,
+                    on_sphere(codes),
+                    len(centres),
                 )
             if saved:
                 mapper.load_state_dict(saved["mapper"])
@@ -157,24 +188,44 @@ class IMLE:
                     mapper.centres.copy_(centres)
                     mapper.shares.copy_(cells.bincount() / n)
                     mapper.scale.fill_(float(squares.mean() / code_dim) ** 0.5 or 1.0)
-                details = self._train(training, mapper, codes, cells, saved, seed, on_device)
-                training.save(
-                    {"mapper": mapper.state_dict(), "details": details._asdict()}, done=True
+                details = self._train(
+                    training, mapper, codes, cells, metric, saved, seed, on_device
                 )
+                result = {"mapper": mapper.state_dict(), "details": details._asdict()}
+                training.save(result | {"metric": metric.tables()}, done=True)
             elif saved:
                 details = Details(**saved["details"])
             self.seconds_ = training.elapsed
         self.mapper_ = mapper.cpu().eval()
         self.details_ = Details(*(table.cpu() for table in details))
+        self.metric_ = metric
         self.code_dim_ = code_dim
         return self
+
+    def _metric(
+        self,
+        codes: torch.Tensor,
+        generator: Generator | None,
+        saved: Parts | None,
+        seed: int,
+        device: str,
+    ) -> Metric:
+        """What distances between codes are measured by."""
+        sphere = on_sphere(codes)
+        if saved:  # the same numbers, not others that round differently
+            return Metric(saved["metric"]["stretch"], saved["metric"]["back"], sphere)
+        if generator is None or self.metric == "codes":
+            return Metric.plain(codes.shape[1], sphere)
+        return Metric.of(image_metric(generator, codes, seed=seed, device=device), sphere)
 
     def _centres(self, codes: torch.Tensor, seed: int) -> torch.Tensor:
         """The cells' centres, found by k-means: float32 `(cells, code_dim)`."""
         n = len(codes)
         rows = permutation(seed, "cells", 0, n)[:CLUSTERED]
         chosen = codes[rows].numpy()
-        cells = min(self.cells or round(n**0.5), len(np.unique(chosen, axis=0)))
+        cells = min(
+            self.cells or max(round(n**0.5), min(1000, n // 64)), len(np.unique(chosen, axis=0))
+        )
         # One thread: sums in the same order every time, in each of several processes too.
         with threadpool_limits(1):
             found = KMeans(cells, n_init=1, max_iter=20, random_state=seed % 2**32).fit(chosen)
@@ -188,6 +239,7 @@ class IMLE:
         mapper: Mapper,
         codes: torch.Tensor,
         cells: torch.Tensor,
+        metric: Metric,
         saved: Parts | None,
         seed: int,
         device: torch.device,
@@ -235,11 +287,13 @@ class IMLE:
             training.record(loss, lr=lr, **found)
             if training.picture_due:
                 details = self._details(mapper, known, cells, chosen, share, seed)
-                training.snapshot(_drawn(mapper, details, seed, "snapshot", 0, SNAPSHOT))
+                made = _drawn(mapper, details, metric, seed, "snapshot", 0, SNAPSHOT)
+                training.snapshot(made)
             if training.checkpoint_due:
                 training.save(
                     {
                         "mapper": mapper.state_dict(),
+                        "metric": metric.tables(),
                         "optimiser": optimiser_state(optimiser),
                         "matching": {"noise": share.whole(chosen)},
                     }
@@ -301,7 +355,55 @@ class IMLE:
                 if self.search not in EXACT:
                     tried = max(1, 1000 * len(mine) // len(codes))
                     recalled += len(mine) * recall(codes[mine], candidates, best, tried)
+        for first in range(0, len(codes) if self.refine else 0, REFINED):
+            part = slice(first, first + REFINED)
+            chosen[part] = self._refined(
+                mapper, chosen[part], codes[part], cells[part], first, seed, matching
+            )
         return chosen, recalled
+
+    def _refined(
+        self,
+        mapper: Mapper,
+        e: torch.Tensor,
+        codes: torch.Tensor,
+        cells: torch.Tensor,
+        first: int,
+        seed: int,
+        matching: int,
+    ) -> torch.Tensor:
+        """Noise whose T(e) is nearer to codes, or the same: the best of changes, round by round.
+
+        A change √(1 − h²) e + h ε of e ~ N(0, I) is itself N(0, I), for any step h; steps get
+        smaller.  Choosing a part of the noise after another makes a pool of k candidates act like
+        one of k^rounds: CHIMLE (Peng, Moazeni & Li, arXiv 2211.14286) does so with the levels of a
+        network.
+
+        `first` is the row of the first of them in this process's tables.
+        """
+        k, noise_dim = e.shape
+        # Each item has its own changes, whichever process it belongs to.
+        start, count = first * processes.count(), processes.count()
+        items = slice(processes.rank(), None, count)
+        rows = torch.arange(k * CHANGES, device=e.device)
+        with autocast(pick_precision(self.precision, e.device), e.device):
+            best = (_candidates(mapper, e, cells, rows[:k]) - codes).square().sum(1)
+            for turn in range(self.refine):
+                h = 0.7 * 0.75**turn
+                purpose = f"change {matching} {turn}"
+                changes = noise(seed, purpose, start, start + k * count, CHANGES * noise_dim)
+                changes = changes[items]
+                changes = changes.view(k, CHANGES, noise_dim).to(e.device)
+                tried = (1 - h * h) ** 0.5 * e[:, None] + h * changes
+                made = _candidates(
+                    mapper, tried.flatten(0, 1), cells.repeat_interleave(CHANGES), rows
+                )
+                errors = (made.view(k, CHANGES, -1) - codes[:, None]).square().sum(2)
+                least, which = errors.min(1)
+                better = least < best
+                best = torch.where(better, least, best)
+                e = torch.where(better[:, None], tried[rows[:k], which], e)
+        return e
 
     def _details(
         self,
@@ -324,7 +426,7 @@ class IMLE:
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """Codes number `start` to `start + n` of `seed`: float32 `(n, code_dim)` on the CPU."""
-        return _drawn(self.mapper_, self.details_, seed, "sample", start, start + n)
+        return _drawn(self.mapper_, self.details_, self.metric_, seed, "sample", start, start + n)
 
     def with_fewer_details(self, n: int) -> "IMLE":
         """The same fitted IMLE, but with the details of `n` of its codes at the most, at random."""
@@ -336,16 +438,28 @@ class IMLE:
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """What `from_state` needs: (settings and sizes as JSON, tensors)."""
         settings = {key: value for key, value in as_dict(self).items() if value is not None}
-        content = {"settings": settings, "mapper": self.mapper_.config}
+        content = {
+            "settings": settings,
+            "mapper": self.mapper_.config,
+            "on_sphere": self.metric_.on_sphere,
+        }
         details = {f"details.{name}": table for name, table in self.details_._asdict().items()}
-        return content, {**self.mapper_.state_dict(), **details}
+        metric = {f"metric.{name}": table for name, table in self.metric_.tables().items()}
+        return content, {**self.mapper_.state_dict(), **details, **metric}
 
     @classmethod
     def from_state(cls, content: dict[str, Any], tensors: dict[str, torch.Tensor]) -> "IMLE":
         """A fitted IMLE from what `state` gave."""
         imle = cls(**content["settings"])
         imle.mapper_ = Mapper(**content["mapper"]).eval()
-        mapper = {name: tensor for name, tensor in tensors.items() if "details." not in name}
+        # Pipelines of before there was a metric say by their mapper where codes lie.
+        on_sphere = bool(content.get("on_sphere", imle.mapper_.on_sphere))
+        imle.metric_ = Metric.plain(content["mapper"]["code_dim"], on_sphere)
+        if "metric.stretch" in tensors:
+            stretch, back = (tensors[f"metric.{name}"].float() for name in ("stretch", "back"))
+            imle.metric_ = Metric(stretch, back, on_sphere)
+        others = ("details.", "metric.")
+        mapper = {key: tensor for key, tensor in tensors.items() if not key.startswith(others)}
         imle.mapper_.load_state_dict(mapper)
         imle.details_ = Details(*(tensors[f"details.{name}"].float() for name in Details._fields))
         imle.code_dim_ = content["mapper"]["code_dim"]
@@ -400,7 +514,13 @@ def _candidates(
 
 
 def _drawn(
-    mapper: Mapper, details: Details, seed: int, purpose: str, start: int, stop: int
+    mapper: Mapper,
+    details: Details,
+    metric: Metric,
+    seed: int,
+    purpose: str,
+    start: int,
+    stop: int,
 ) -> torch.Tensor:
     """Rows `start` to `stop` of the codes that noise of `seed` gives: `(stop - start, code_dim)`.
 
@@ -415,5 +535,5 @@ def _drawn(
             codes = mapper(e[:, :-1], mapper.cells_of(e[:, -1])).cpu()
         if len(details.anchors):
             codes += details.details[nearest(codes, details.anchors)[0]]
-        made.append(to_sphere(codes) if mapper.on_sphere else codes)
+        made.append(metric.codes(codes))
     return torch.cat(made)[start - first : stop - first]

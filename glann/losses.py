@@ -149,6 +149,17 @@ class Scattering(nn.Module):
             images = F.avg_pool2d(images, 2)
         return found
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """All numbers that are compared: `(n, c, h, w)` → `(n, numbers)`.
+
+        Squared distances between them weigh levels and coefficients as the loss does: each table by
+        its mean, coefficients by WEIGHT.
+        """
+        tables = self.pyramid.pyramid(images)
+        tables += [self.WEIGHT * table for table in self.coefficients(images)]
+        flat = [table.reshape(len(images), -1) for table in tables]
+        return torch.cat([table / table.shape[1] ** 0.5 for table in flat], 1)
+
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Float `(n, c, h, w)` twice → float `(n,)`."""
         loss: torch.Tensor = self.pyramid(output, target)

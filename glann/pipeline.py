@@ -29,12 +29,13 @@ class CodeSampler(Protocol):
         self,
         codes: object,
         *,
+        generator: Generator | None = None,
         seed: int = 0,
         device: str = "auto",
         folder: str | Path | None = None,
         progress: bool = False,
     ) -> Any:
-        """Learn from codes, float `(n, code_dim)`; returns self."""
+        """Learn from codes, float `(n, code_dim)`, of `generator`; returns self."""
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """Codes number `start` to `start + n` of `seed`: float32 `(n, code_dim)`."""

@@ -106,7 +106,12 @@ def train_imle(
     say(f"codes     {len(codes):,} of {codes.shape[1]} numbers, from {folder / 'glo'}")
     _note_environment(folder, device)
     sampler = recipe.imle.fit(
-        codes, seed=recipe.seed, device=device, folder=folder / "imle", progress=progress
+        codes,
+        generator=generator,
+        seed=recipe.seed,
+        device=device,
+        folder=folder / "imle",
+        progress=progress,
     )
     seconds = getattr(sampler, "seconds_", 0.0)
     data = storage.read_json(folder / "data.json")

@@ -15,6 +15,7 @@ FLOORS = [
     ("images", "codes", "places", "processes"),
     ("formats", "networks", "losses"),
     ("data", "training"),
+    ("metric",),
     ("glo", "imle", "density", "evaluation"),
     ("pipeline",),
     ("baselines",),

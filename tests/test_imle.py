@@ -7,6 +7,7 @@ import torch
 from conftest import TINY_IMLE, Killed
 
 from glann import IMLE, GlannError, imle
+from glann.metric import image_metric
 from glann.nearest import nearest
 
 
@@ -81,6 +82,20 @@ def test_killed_and_resumed_equals_straight_bit_for_bit(codes, tmp_path, kill_at
     resumed = IMLE(**TINY_IMLE, **more).fit(codes, seed=2, folder=tmp_path)
     for name, value in straight.mapper_.state_dict().items():
         assert torch.equal(value, resumed.mapper_.state_dict()[name]), name
+
+
+def test_a_resumed_run_keeps_its_metric(trained, tmp_path, kill_at):
+    codes, generator = trained.codes, trained.generator
+    straight = IMLE(**TINY_IMLE).fit(codes, generator=generator)
+    kill_at(6)
+    with pytest.raises(Killed):
+        IMLE(**TINY_IMLE).fit(codes, generator=generator, folder=tmp_path)
+    kill_at(-1)
+    with pytest.raises(GlannError, match="another generator"):
+        IMLE(**TINY_IMLE).fit(codes, folder=tmp_path)
+    for _ in range(2):  # where it was, and once it is done
+        resumed = IMLE(**TINY_IMLE).fit(codes, generator=generator, folder=tmp_path)
+        assert torch.equal(straight.sample(20), resumed.sample(20))
 
 
 def test_resume_refuses_other_codes(codes, tmp_path):
@@ -190,6 +205,61 @@ def test_groups_of_cells_make_no_difference(codes, monkeypatch):
     monkeypatch.setattr(imle, "GROUP", 100)
     parts = matched(IMLE(**TINY_IMLE, cells=5), codes, monkeypatch)
     assert torch.equal(whole[0], parts[0])
+
+
+@pytest.mark.parametrize("refine", [1, 4])
+def test_refined_noise_is_nearer(codes, refine):
+    """And farther for no code."""
+    mapper, cells = fitted_mapper(codes)
+    counts = cells.bincount(minlength=len(mapper.centres))
+    errors = []
+    for turns in (0, refine):
+        model = IMLE(**TINY_IMLE, refine=turns)
+        e, _ = model.match(mapper, codes, cells, counts, 0, 0)
+        errors.append((mapper(e, cells).detach() - codes).square().sum(1))
+    assert (errors[1] <= errors[0]).all()
+    assert float(errors[1].mean()) < (0.99 if refine == 1 else 0.95) * float(errors[0].mean())
+
+
+def fitted_mapper(codes):
+    model = IMLE(**TINY_IMLE, cells=4).fit(codes)
+    return model.mapper_, nearest(codes, model.mapper_.centres)[0]
+
+
+def test_parts_that_are_refined_together_make_no_difference(codes, monkeypatch):
+    mapper, cells = fitted_mapper(codes)
+    counts = cells.bincount(minlength=len(mapper.centres))
+    found = []
+    for together in (1024, 7):
+        monkeypatch.setattr(imle, "REFINED", together)
+        found.append(IMLE(**TINY_IMLE).match(mapper, codes, cells, counts, 0, 0)[0])
+    torch.testing.assert_close(*found)
+
+
+def test_codes_are_matched_by_their_images(trained, monkeypatch):
+    """In coordinates in which distances are those of images, to first order."""
+    codes, generator = trained.codes, trained.generator
+    queries = []
+    search = imle.nearest
+
+    def spy(query, candidates, *how):
+        if how:
+            queries.append(query)
+        return search(query, candidates, *how)
+
+    monkeypatch.setattr(imle, "nearest", spy)
+    small = {**TINY_IMLE, "epochs": 1, "cells": 1}
+    by_images = IMLE(**small).fit(codes, generator=generator)
+    by_codes = IMLE(**small, metric="codes").fit(codes, generator=generator)
+    unknown = IMLE(**small).fit(codes)
+    matrix = image_metric(generator, codes)
+    apart = codes - codes.mean(0)
+    oracle = float((apart @ matrix * apart).sum() / matrix.trace() * len(matrix))
+    spreads = [float((query - query.mean(0)).square().sum()) for query in queries]
+    assert spreads[0] == pytest.approx(oracle, rel=1e-3)
+    assert spreads[1] == pytest.approx(float(apart.square().sum()), rel=1e-3)
+    assert torch.equal(by_codes.sample(50), unknown.sample(50))
+    torch.testing.assert_close(by_images.sample(50).norm(dim=1), torch.ones(50))
 
 
 def test_cells_are_as_often_sampled_as_they_have_codes():

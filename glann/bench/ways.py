@@ -181,6 +181,7 @@ def stage_two(sizes: Sizes) -> Measure:
         epochs=1,
         cells=1,
         pool=2.0,
+        refine=0,
     )
     codes = _codes(sizes.codes)
 

@@ -139,7 +139,7 @@ def of_imle(imle: IMLE, codes: torch.Tensor, pool: float, seed: int, device: tor
         "norm", "loss".
     """
     mapper = copy.deepcopy(imle.mapper_).to(device)
-    codes = codes.to(device)
+    codes = imle.metric_.coordinates(codes).to(device)
     cells, _ = nearest(codes, mapper.centres)
     counts = cells.bincount(minlength=len(mapper.centres)).cpu()
     matching = dataclasses.replace(imle, pool=pool)

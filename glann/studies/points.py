@@ -264,7 +264,8 @@ class PointGLANN:
             for optimiser, _ in optimisers:
                 optimiser.step()
         self.loss_ = float(loss.detach())
-        imle = IMLE(noise_dim=NOISE_DIM, width=self.width)
+        # In the plane a pool comes as near as one likes by itself.
+        imle = IMLE(noise_dim=NOISE_DIM, width=self.width, detail=0.5, refine=0)
         imle.epochs = max(1, round(self.imle_steps * imle.batch_size / len(codes)))
         self.imle_ = imle.fit(codes.detach(), seed=seed, device=device)
         return self
