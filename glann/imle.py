@@ -100,7 +100,9 @@ class IMLE:
     schedule: str = setting("cosine", "how the learning rate changes", choices=SCHEDULES)
     pool: float = setting(8.0, "candidates drawn for a matching, per code", minimum=0.01)
     refine: int = setting(
-        8, "rounds in which small changes of the chosen noise are tried; 0: none", minimum=0
+        8,
+        "rounds in which small changes of the chosen noise are tried; 0, or with refuse: none",
+        minimum=0,
     )
     keep: int = setting(6, "epochs for which a matching is kept", minimum=1)
     detail: float = setting(
@@ -355,7 +357,9 @@ class IMLE:
                 if self.search not in EXACT:
                     tried = max(1, 1000 * len(mine) // len(codes))
                     recalled += len(mine) * recall(codes[mine], candidates, best, tried)
-        for first in range(0, len(codes) if self.refine else 0, REFINED):
+        if not self.refine or radius:  # what is refused comes no nearer
+            return chosen, recalled
+        for first in range(0, len(codes), REFINED):
             part = slice(first, first + REFINED)
             chosen[part] = self._refined(
                 mapper, chosen[part], codes[part], cells[part], first, seed, matching
