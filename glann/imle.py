@@ -312,7 +312,7 @@ class IMLE:
         matching: int,
         radius: float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """For each code the noise whose candidate is the nearest of its cell's.
+        """For each code the noise whose candidate is the nearest of its cell's, then refined.
 
         With several processes all make candidates, and each has codes of its own.
 
@@ -379,9 +379,8 @@ class IMLE:
         """Noise whose T(e) is nearer to codes, or the same: the best of changes, round by round.
 
         A change √(1 − h²) e + h ε of e ~ N(0, I) is itself N(0, I), for any step h; steps get
-        smaller.  Choosing a part of the noise after another makes a pool of k candidates act like
-        one of k^rounds: CHIMLE (Peng, Moazeni & Li, arXiv 2211.14286) does so with the levels of a
-        network.
+        smaller.  Choosing again around what was chosen makes few candidates act like very many:
+        CHIMLE (Peng, Moazeni & Li, arXiv 2211.14286) does so with the levels of a network.
 
         `first` is the row of the first of them in this process's tables.
         """
@@ -396,8 +395,7 @@ class IMLE:
                 h = 0.7 * 0.75**turn
                 purpose = f"change {matching} {turn}"
                 changes = noise(seed, purpose, start, start + k * count, CHANGES * noise_dim)
-                changes = changes[items]
-                changes = changes.view(k, CHANGES, noise_dim).to(e.device)
+                changes = changes[items].view(k, CHANGES, noise_dim).to(e.device)
                 tried = (1 - h * h) ** 0.5 * e[:, None] + h * changes
                 made = _candidates(
                     mapper, tried.flatten(0, 1), cells.repeat_interleave(CHANGES), rows
