@@ -80,7 +80,7 @@ class IMLE:
 
     Minimises Σ_i min_j ‖z_i − T(e_j)‖² over T, with candidates e_1 … e_m ~ N(0, I) of z_i's cell,
     drawn anew for each matching.  After `fit`: `mapper_`, in evaluation mode, and `code_dim_`;
-    `details_`, if samples get any; `seconds_`.
+    `details_`, if samples get any; `metric_`, in whose coordinates both are; `seconds_`.
     """
 
     noise_dim: int = setting(64, "numbers in a noise vector", minimum=1, maximum=4096)
