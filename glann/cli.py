@@ -142,8 +142,8 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 data_option = click.option(
     "--data",
     type=click.Path(),
-    help="Where the images are: a folder or a file.  [default: $GLANN_DATA/SOURCE or data/SOURCE, "
-    "else fetched]",
+    help="Where the images are: a folder or a file.  [default: of a trained run where they "
+    "were then, else $GLANN_DATA/SOURCE or data/SOURCE, else fetched]",
 )
 recipe_options = _options(
     click.option(
@@ -509,7 +509,8 @@ def reconstruct(
     made = loaded.reconstruct(chosen)
     columns = None
     if originals:
-        real = runner.training_images(loaded, data).images[chosen]
+        place = data or runner.place_of(pipeline)
+        real = runner.training_images(loaded, place).images[chosen]
         error = (images.to_float(made) - images.to_float(real)).abs().mean()
         click.echo(f"mean absolute error of a pixel: {float(error):.4f} (of 1)")
         if output.suffix == ".png":

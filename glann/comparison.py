@@ -171,7 +171,8 @@ def evaluate(
         target: a saved pipeline, or None for the images of `fake`.
         real: an image folder or array to score against instead of the pipeline's own test images.
         fake: an image folder or array.
-        data: where the pipeline's images are, if not where its recipe or the defaults say.
+        data: where the pipeline's images are, if not where they were in training, or where its
+            recipe or the defaults say.
         folder: where results.json, pictures and the report go; None writes nothing.
         samples: samples and real images in a score, at the most.
         features: kind of features, as in `make_features`.
@@ -195,6 +196,8 @@ def evaluate(
         test = whole = None
     else:
         assert pipeline is not None
+        assert target is not None
+        data = data or runner.place_of(target)
         train, section = runner.training_images(pipeline, data), runner.data_of(pipeline)
         test, whole = load_test(section, data), load_whole(section, data)
     if given is not None:  # no more real images than there are others to score

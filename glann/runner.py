@@ -276,6 +276,15 @@ def load_with_codes(target: str | Path, device: str) -> GLANN:
     return pipeline
 
 
+def place_of(target: str | Path) -> str | None:
+    """Where the images of a run were, if they still are; None for a pipeline without its run."""
+    for folder in find_pipeline(target).parents[:3]:  # a baseline's lies three deep
+        if (folder / "data.json").is_file():
+            place = str(storage.read_json(folder / "data.json").get("place"))
+            return place if Path(place).exists() else None
+    return None
+
+
 def training_images(pipeline: GLANN, data: str | None = None) -> Images:
     """The images that a pipeline was trained on, found again by its recipe.
 

@@ -398,6 +398,20 @@ def test_other_images_under_the_same_recipe_are_refused():
     succeeds("reconstruct", "runs/own", "--data", "a.npy")
 
 
+def test_a_run_knows_where_its_images_were():
+    Path("own.toml").write_text(QUICK.replace('"digits"', '"array"'))
+    images = np.random.default_rng(0).integers(0, 256, (150, 1, 8, 8), dtype=np.uint8)
+    np.save("a.npy", images)
+    succeeds("train", "own.toml", "--data", "a.npy")
+    succeeds("train-baseline", "own.toml", "--model", "vae", "--data", "a.npy")
+    succeeds("reconstruct", "runs/own")
+    for target in ("runs/own", "runs/own/pipeline", "runs/own/baselines/vae"):
+        output = succeeds("evaluate", target, "-n", 50, "--features", "pixels", "-q")
+        assert "the floor" in output
+    Path("a.npy").rename("b.npy")
+    assert "--data" in fails("reconstruct", "runs/own")
+
+
 def test_a_damaged_pipeline_is_refused(run, tmp_path):
 
     shutil.copytree(run, "copy")
