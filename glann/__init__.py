@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from glann.density import Gaussian as Gaussian
     from glann.density import Mixture as Mixture
     from glann.errors import GlannError as GlannError
+    from glann.finetuning import FineTuning as FineTuning
     from glann.glo import GLO as GLO
     from glann.images import save_grid as save_grid
     from glann.images import save_images as save_images
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "FineTuning": "finetuning",
     "GLANN": "pipeline",
     "GLO": "glo",
     "IMLE": "imle",

@@ -273,7 +273,7 @@ def train(
     how: dict[str, Any] = {"device": device, "progress": not quiet, "say": click.echo}
     runner.train_glo(resolved, folder, data=data, restart=restart, **how)
     saved: dict[str, Any] = {"with_codes": with_codes, "half": half, "details": details}
-    runner.train_imle(resolved, folder, **saved, **how)
+    runner.train_imle(resolved, folder, data=data, **saved, **how)
     click.echo(f"next      glann sample {folder}")
 
 
@@ -334,6 +334,7 @@ def train_glo(
     type=click.Path(path_type=Path),
     help="With --codes: the folder for what was learned.",
 )
+@data_option
 @imle_options
 @precision_option
 @recipe_options
@@ -347,6 +348,7 @@ def train_imle(
     restart: bool,
     quiet: bool,
     device: str,
+    data: str | None,
     search: str | None,
     precision: str | None,
     with_codes: bool,
@@ -355,7 +357,8 @@ def train_imle(
 ) -> None:
     r"""Stage two: learn to sample the codes, and save the pipeline.
 
-    RECIPE as in train-glo, whose run it goes on with. Or, for codes from any other model:
+    RECIPE as in train-glo, whose run it goes on with. Where it has a section [finetune], the
+    generator then learns on, from the images again. Or, for codes from any other model:
 
     \b
       glann train-imle --codes codes.npy -o mapper/
@@ -384,7 +387,7 @@ def train_imle(
         return
     folder = run or RUNS / resolved.name
     saved: dict[str, Any] = {"with_codes": with_codes, "half": half, "details": details}
-    runner.train_imle(resolved, folder, **saved, **how)
+    runner.train_imle(resolved, folder, data=data, **saved, **how)
     click.echo(f"next      glann sample {folder}")
 
 
@@ -921,7 +924,7 @@ def bench(
 
 def _command() -> str:
     """What the user typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["glann", *sys.argv[1:]])
 
 
 # ---------------------------------------------------------------------- looking

@@ -184,7 +184,7 @@ def evaluate(
     """
     pipeline = given = None
     if target is not None:
-        pipeline = _with_codes_if_any(target, device)
+        pipeline = GLANN.load(target, device)
         shape = pipeline.image_shape
     else:
         assert fake is not None
@@ -207,9 +207,9 @@ def evaluate(
     if pipeline is not None:
         model = pipeline.info.get("model", "glann")
         seed = pipeline.info.get("settings", pipeline.info.get("recipe", {})).get("seed", 0)
-        if real is not None:
-            pipeline.codes = None  # reconstructions are of other images than these
-        rows += pipeline_rows(pipeline, seed, protocol, folder, model)
+        # Its reconstructions are of its own training images, not of others.
+        stage_one = None if real is not None or target is None else runner.stage_one_of(target)
+        rows += pipeline_rows(pipeline, seed, protocol, folder, model, stage_one)
     else:
         assert given is not None
         rows.append(_scored(_row("fake", 0, protocol), given, protocol, folder))
@@ -219,15 +219,6 @@ def evaluate(
     for row in rows:
         say(sentence(row))
     return rows
-
-
-def _with_codes_if_any(target: str, device: str) -> GLANN:
-    try:
-        return runner.load_with_codes(target, device)
-    except GlannError as error:
-        if "without codes" not in str(error):
-            raise
-        return GLANN.load(target, device)
 
 
 def load_test(data: Data, path: str | None = None) -> Images | None:
@@ -267,18 +258,23 @@ def pipeline_rows(
     protocol: Protocol,
     folder: Path | None = None,
     model: str = "glann",
+    stage_one: GLANN | None = None,
 ) -> list[Row]:
-    """The rows of a pipeline; before GLANN's, if it has its codes, what these are good for.
+    """The rows of a pipeline; before GLANN's, if stage one is at hand, what that is good for.
 
     Reconstructions show what stage one loses, one Gaussian and a mixture on the same codes what
     stage two has to beat.
     """
     rows = []
-    if pipeline.codes is not None:
-        references = {"reconstructions": pipeline.reconstruct(protocol.rows)}
-        for name, sampler in (("gaussian", Gaussian()), ("mixture", Mixture())):
-            fitted = GLANN(pipeline.generator, sampler.fit(pipeline.codes, seed=seed))
-            references[name] = fitted.to(str(pipeline.device)).sample(protocol.n, SAMPLE_SEED)
+    if stage_one is not None:
+        stage_one.to(str(pipeline.device))
+        mixture = GLANN(stage_one.generator, Mixture().fit(stage_one.codes, seed=seed))
+        mixture.to(str(pipeline.device))
+        references = {
+            "reconstructions": stage_one.reconstruct(protocol.rows),
+            "gaussian": stage_one.sample(protocol.n, SAMPLE_SEED),
+            "mixture": mixture.sample(protocol.n, SAMPLE_SEED),
+        }
         for name, images in references.items():
             rows.append(_scored(_row(name, seed, protocol), images, protocol, folder))
     row = _row(model, seed, protocol) | {"parameters": _parameters(pipeline)}
@@ -352,6 +348,7 @@ def _trained_rows(
         if model == "glann":
             pipeline = runner.trained(recipe, run, **how)
             parts = [run / "glo", run / "imle"]
+            parts += [] if recipe.finetune is None else [run / "finetune"]
         else:
             pipeline = runner.train_baseline(recipe, model, run, **how)
             parts = [run / "baselines" / model]
@@ -361,7 +358,8 @@ def _trained_rows(
         if "not finite" not in str(error):
             raise
         return [_row(model, recipe.seed, protocol) | {"failed": str(error)}]
-    rows = pipeline_rows(pipeline, recipe.seed, protocol, results.folder, model)
+    stage_one = runner.stage_one_of(run) if model == "glann" else None
+    rows = pipeline_rows(pipeline, recipe.seed, protocol, results.folder, model, stage_one)
     curve = _curve(pipeline, parts, protocol)
     rows[-1] |= _effort(parts) | {"curve": curve, "curve_samples": SNAPSHOT}
     return rows
@@ -369,23 +367,37 @@ def _trained_rows(
 
 def _effort(parts: Iterable[Path]) -> dict[str, Any]:
     """What training took, from its manifests."""
-    found = [storage.read_manifest(part) for part in parts if storage.is_saved(part)]
-    names = ("images_seen", "codes_seen")
+    found = {part.name: storage.read_manifest(part) for part in parts if storage.is_saved(part)}
+    codes = {"codes_seen": found["imle"]["items"]} if "imle" in found else {}
     return {
-        "steps": sum(manifest["steps"] for manifest in found),
-        "seconds": sum(manifest["seconds"] for manifest in found),
-        "cpu_seconds": sum(manifest["cpu_seconds"] for manifest in found),
-        **{name: manifest["items"] for name, manifest in zip(names, found, strict=False)},
+        "steps": sum(manifest["steps"] for manifest in found.values()),
+        "seconds": sum(manifest["seconds"] for manifest in found.values()),
+        "cpu_seconds": sum(manifest["cpu_seconds"] for manifest in found.values()),
+        "images_seen": sum(manifest["items"] for name, manifest in found.items() if name != "imle"),
+        **codes,
     }
 
 
 def _curve(pipeline: GLANN, parts: list[Path], protocol: Protocol) -> list[dict[str, float]]:
-    """The FID against seconds of training: of the snapshots that the last stage left."""
-    before = sum(storage.read_manifest(part)["seconds"] for part in parts[:-1])
+    """The FID against seconds of training: of the snapshots that stage two or a baseline left.
+
+    `parts` are (glo, imle), (glo, imle, finetune) or a baseline's.
+    """
+    *earlier, part = parts[:2]
+    seconds = sum(storage.read_manifest(stage)["seconds"] for stage in earlier)
+    tuned, generate = parts[2:], pipeline.generate
+    if tuned:  # the generator that there was at the time
+        stage_one = runner.stage_one_of(part.parent)
+        assert stage_one is not None
+        generate = stage_one.to(str(pipeline.device)).generate
     points = []
-    for shot in read_snapshots(parts[-1]):
-        images = shot.samples if shot.samples.ndim == 4 else pipeline.generate(shot.samples)
-        points.append({"seconds": before + shot.seconds, "fid": protocol.distance(images)})
+    for shot in read_snapshots(part):
+        images = shot.samples if shot.samples.ndim == 4 else generate(shot.samples)
+        points.append({"seconds": seconds + shot.seconds, "fid": protocol.distance(images)})
+    if tuned and points:
+        fid = protocol.distance(pipeline.generate(shot.samples))
+        seconds = sum(storage.read_manifest(stage)["seconds"] for stage in parts)
+        points.append({"seconds": seconds, "fid": fid})
     return points
 
 
@@ -395,8 +407,8 @@ def _curve(pipeline: GLANN, parts: list[Path], protocol: Protocol) -> list[dict[
 def _identity(recipe: Recipe, model: str) -> str:
     """What a model's rows depend on besides the protocol: its settings and its seed."""
     sections = recipe.sections()
-    wanted = ("data", "glo", "imle") if model == "glann" else ("data", model)
-    settings = {key: sections[key] for key in wanted}
+    wanted = ("data", "glo", "imle", "finetune") if model == "glann" else ("data", model)
+    settings = {key: sections[key] for key in wanted if key in sections}
     if "glo" in settings:
         settings["glo"] = {k: v for k, v in settings["glo"].items() if k not in PLACES}
     return _digest({"model": model, "seed": recipe.seed, **settings})
@@ -466,8 +478,8 @@ class Results:
 def with_budget(recipe: Recipe, seconds: float, folder: Path, train: Images, device: str) -> Recipe:
     """The recipe with each model's length changed so that it trains for about `seconds`.
 
-    Of GLANN's time stage one gets STAGE_ONE.  Each is tried for a moment first; the lengths are
-    written into `folder`, so that the same call goes on with the same ones.
+    Of GLANN's time stage one and fine-tuning get STAGE_ONE.  Each is tried for a moment first; the
+    lengths are written into `folder`, so that the same call goes on with the same ones.
     """
     path = folder / f"lengths-{seconds:g}.json"
     lengths = storage.read_json(path) if path.is_file() else {}
@@ -475,26 +487,28 @@ def with_budget(recipe: Recipe, seconds: float, folder: Path, train: Images, dev
         if name not in lengths:
             lengths[name] = _length(recipe, name, seconds, train.images, device)
             storage.write_json(path, lengths)
-    glo, imle = copy.copy(recipe.glo), copy.copy(recipe.imle)
+    glo, imle, finetune = copy.copy(recipe.glo), copy.copy(recipe.imle), copy.copy(recipe.finetune)
     glo.epochs = lengths["glann"]["glo"]
     if isinstance(imle, IMLE):
         imle.epochs = lengths["glann"]["imle"]
+    if finetune is not None:
+        finetune.epochs = lengths["glann"]["finetune"]
     baselines = dict(recipe.baselines)
     for name in recipe.compare.models:
         baselines[name] = copy.copy(baselines[name])
         baselines[name].images_seen = lengths[name]
-    return dataclasses.replace(recipe, glo=glo, imle=imle, baselines=baselines)
+    return dataclasses.replace(recipe, glo=glo, imle=imle, finetune=finetune, baselines=baselines)
 
 
 TRIAL = 30
 """Batches of a trial."""
 
 STAGE_ONE = 0.8
-"""Share of a budget that stage one gets: samples are not better than reconstructions."""
+"""Share of a budget that the generator gets: samples are not better than reconstructions."""
 
 
 def _length(recipe: Recipe, name: str, seconds: float, images: torch.Tensor, device: str) -> Any:
-    """How long to train: epochs of both stages for GLANN, images seen for a baseline."""
+    """How long to train: epochs of GLANN's stages, images seen for a baseline."""
     n = len(images)
     if name != "glann":
         sampler = copy.copy(recipe.baselines[name])
@@ -505,7 +519,13 @@ def _length(recipe: Recipe, name: str, seconds: float, images: torch.Tensor, dev
     some = images[: max(2 * glo.batch_size, min(n, TRIAL * glo.batch_size))]
     glo.epochs, glo.codes_on = 1, "memory"  # it has no folder, and few codes
     rate = len(some) / glo.fit(some, device=device).seconds_
-    epochs = {"glo": max(1, round(rate * STAGE_ONE * seconds / n)), "imle": 1}
+    first = 1.0  # fine-tuning, which takes as long for an image, keeps its share of both
+    if recipe.finetune is not None:
+        first = recipe.glo.epochs / (recipe.glo.epochs + recipe.finetune.epochs)
+    whole = rate * STAGE_ONE * seconds / n
+    epochs: dict[str, float] = {"glo": max(1, round(first * whole)), "imle": 1}
+    if recipe.finetune is not None:
+        epochs["finetune"] = max(0.01, round((1 - first) * whole, 2))
     if isinstance(imle, IMLE):
         imle.epochs = imle.keep  # with one matching, as many as there will be for each
         codes = to_sphere(torch.randn(n, glo.code_dim))

@@ -205,7 +205,7 @@ class GLO:
             training.record(loss, lr=lr)
             if training.picture_due:
                 shown = share.first(codes, SHOWN).to(device)
-                training.picture("reconstructions", _comparison(generator, shown, images))
+                training.picture("reconstructions", reconstruction_rows(generator, shown, images))
             if training.checkpoint_due:
                 moving = code_adam.state().items()
                 training.save(
@@ -296,7 +296,9 @@ class CodeAdam:
         return codes[rows] - lr * mean / square.sqrt_().add_(self.EPSILON)
 
 
-def _comparison(generator: Generator, codes: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def reconstruction_rows(
+    generator: Generator, codes: torch.Tensor, images: torch.Tensor
+) -> torch.Tensor:
     """One picture: rows of eight images, each above the row of their reconstructions."""
     shown = images[: len(codes)]
     with evaluation_mode(generator):

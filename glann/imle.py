@@ -34,6 +34,7 @@ from threadpoolctl import threadpool_limits
 
 from glann import processes
 from glann.codes import as_codes, on_sphere
+from glann.errors import GlannError
 from glann.metric import Metric, image_metric
 from glann.nearest import EXACT, SEARCHES, nearest, recall
 from glann.networks import Generator, Mapper, evaluation_mode
@@ -80,7 +81,8 @@ class IMLE:
 
     Minimises Σ_i min_j ‖z_i − T(e_j)‖² over T, with candidates e_1 … e_m ~ N(0, I) of z_i's cell,
     drawn anew for each matching.  After `fit`: `mapper_`, in evaluation mode, and `code_dim_`;
-    `details_`, if samples get any; `metric_`, in whose coordinates both are; `seconds_`.
+    `details_`, if samples get any; `metric_`, in whose coordinates both are; `chosen_`, the noise
+    that each code chose last, float32 `(n, noise_dim)`; `seconds_`.
     """
 
     noise_dim: int = setting(64, "numbers in a noise vector", minimum=1, maximum=4096)
@@ -190,17 +192,21 @@ class IMLE:
                     mapper.centres.copy_(centres)
                     mapper.shares.copy_(cells.bincount() / n)
                     mapper.scale.fill_(float(squares.mean() / code_dim) ** 0.5 or 1.0)
-                details = self._train(
+                details, chosen = self._train(
                     training, mapper, codes, cells, metric, saved, seed, on_device
                 )
                 result = {"mapper": mapper.state_dict(), "details": details._asdict()}
-                training.save(result | {"metric": metric.tables()}, done=True)
+                result |= {"metric": metric.tables(), "matching": {"noise": chosen}}
+                training.save(result, done=True)
             elif saved:
                 details = Details(**saved["details"])
+                # Earlier versions kept the noise of unfinished trainings alone.
+                chosen = saved.get("matching", {}).get("noise", torch.empty(0))
             self.seconds_ = training.elapsed
         self.mapper_ = mapper.cpu().eval()
         self.details_ = Details(*(table.cpu() for table in details))
         self.metric_ = metric
+        self.chosen_ = chosen.cpu()
         self.code_dim_ = code_dim
         return self
 
@@ -245,7 +251,7 @@ class IMLE:
         saved: Parts | None,
         seed: int,
         device: torch.device,
-    ) -> "Details":
+    ) -> tuple["Details", torch.Tensor]:
         share = processes.Share(len(codes))
         counts, known = cells.bincount(), codes
         codes, cells = codes[share.items].to(device), cells[share.items].to(device)
@@ -300,7 +306,7 @@ class IMLE:
                         "matching": {"noise": share.whole(chosen)},
                     }
                 )
-        return self._details(mapper, known, cells, chosen, share, seed)
+        return self._details(mapper, known, cells, chosen, share, seed), share.whole(chosen)
 
     def match(
         self,
@@ -425,6 +431,28 @@ class IMLE:
         anchors[own] = torch.cat([anchors[:0], *parts])
         processes.total(anchors)
         return Details(anchors, self.detail * (codes[rows] - anchors))
+
+    def reached(self, codes: object) -> torch.Tensor:
+        """What a sample's code is where a training code is the nearest: T(e_i) + a (z_i − T(e_i)).
+
+        e_i is the noise that code z_i chose, a the share of the details (`detail`).
+
+        Args:
+            codes: those that were learned from, float `(n, code_dim)`.
+
+        Returns:
+            float32 `(n, code_dim)`, on the CPU.
+        """
+        targets = self.metric_.coordinates(as_codes(codes))
+        if len(targets) != len(self.chosen_):
+            raise GlannError(
+                f"noise was chosen by {len(self.chosen_)} codes, and {len(targets)} were given; "
+                "where an earlier version learned from these, begin stage two anew (--restart)"
+            )
+        cells, _ = nearest(targets, self.mapper_.centres)
+        rows = torch.arange(len(targets)).split(8192)
+        made = torch.cat([_candidates(self.mapper_, self.chosen_, cells, part) for part in rows])
+        return self.metric_.codes(made.lerp_(targets, self.detail))
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """Codes number `start` to `start + n` of `seed`: float32 `(n, code_dim)` on the CPU."""

@@ -37,9 +37,13 @@ def _run(folder: Path) -> Rows:
     if is_saved(folder / "pipeline"):
         # A Gaussian or a mixture has no training to keep.
         stage_two = stage_two if (folder / "imle").is_dir() else "done"
-        rows += [("stage two", stage_two), *_pipeline(folder / "pipeline")]
+    rows.append(("stage two", stage_two))
+    if (folder / "finetune").is_dir():
+        rows.append(("fine-tuning", _progress(folder / "finetune")))
+    if is_saved(folder / "pipeline"):
+        rows += _pipeline(folder / "pipeline")
     else:
-        rows += [("stage two", stage_two), ("pipeline", "not saved yet")]
+        rows.append(("pipeline", "not saved yet"))
     for baseline in sorted((folder / "baselines").glob("*/")):
         rows.append((baseline.name, _progress(baseline)))
     pictures = sorted(folder.glob("*.png")) + sorted(folder.glob("*/*.png"))[-1:]

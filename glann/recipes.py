@@ -1,7 +1,7 @@
 """Recipes: a TOML file that says what a pipeline is, strict in every key.
 
 A recipe's sections are the settings of the classes that use them (`Data`, `GLO`, `IMLE` or another
-code sampler, and a section for each baseline), so a default is written down once.
+code sampler, `FineTuning`, and a section for each baseline), so a default is written down once.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from glann.baselines.sampler import NoiseSampler
 from glann.data import Data
 from glann.errors import GlannError
 from glann.evaluation.features import FEATURES
+from glann.finetuning import FineTuning
 from glann.glo import GLO
 from glann.pipeline import CODE_SAMPLERS, sampler_name
 from glann.places import find_recipe
@@ -47,6 +48,7 @@ class Recipe:
     data: Data
     glo: GLO
     imle: Any  # an unfitted code sampler: IMLE, Gaussian or Mixture
+    finetune: FineTuning | None = None  # after stage two, where the recipe has such a section
     compare: Compare
     baselines: dict[str, NoiseSampler]  # unfitted, each of MODELS
 
@@ -54,6 +56,8 @@ class Recipe:
         """All settings as nested dicts, as in the TOML; those that are None are left out."""
         imle = {"sampler": sampler_name(self.imle), **as_dict(self.imle)}
         sections = {"data": as_dict(self.data), "glo": as_dict(self.glo), "imle": imle}
+        if self.finetune is not None:
+            sections["finetune"] = as_dict(self.finetune)
         sections["compare"] = as_dict(self.compare)
         for name, baseline in self.baselines.items():
             if name in self.compare.models or baseline != _baseline(name, {}, self.glo):
@@ -73,7 +77,7 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
 
-SECTIONS = ("data", "glo", "imle", "compare", *MODELS)
+SECTIONS = ("data", "glo", "imle", "finetune", "compare", *MODELS)
 
 
 def toml_value(value: object) -> str:
@@ -127,6 +131,7 @@ def make_recipe(name: str, content: dict[str, Any], given: str = "") -> Recipe:
         data=section("data", Data, content.get("data", {})),
         glo=glo,
         imle=section("imle", CODE_SAMPLERS[sampler], imle, also=("sampler",)),
+        finetune=_finetuning(content.get("finetune"), sampler),
         compare=section("compare", Compare, content.get("compare", {})),
         baselines={model: _baseline(model, content.get(model, {}), glo) for model in MODELS},
     )
@@ -134,6 +139,19 @@ def make_recipe(name: str, content: dict[str, Any], given: str = "") -> Recipe:
     (field,) = (field for field in dataclasses.fields(Recipe) if field.name == "seed")
     check_value("seed", seed, int, field)
     return dataclasses.replace(recipe, seed=seed)
+
+
+def _finetuning(content: dict[str, Any] | None, sampler: str) -> FineTuning | None:
+    """None where there is no such section, or it says 0 epochs."""
+    if content is None or content.get("epochs") == 0:
+        return None
+    if sampler != "imle":
+        raise GlannError(
+            f"[finetune] needs imle.sampler = 'imle', whose noise belongs to images; a {sampler}'s "
+            "doesn't. Leave it out, or set finetune.epochs = 0"
+        )
+    settings: FineTuning = section("finetune", FineTuning, content)
+    return settings
 
 
 def _baseline(model: str, content: dict[str, Any], glo: GLO) -> NoiseSampler:
@@ -202,6 +220,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     elif isinstance(content.setdefault(section, {}), dict):
         if (section, name) == ("imle", "sampler") and content["imle"].get(name, "imle") != value:
             content["imle"] = {}
+            content.pop("finetune", None)
         content[section][name] = value
 
 
@@ -210,7 +229,7 @@ def describe_settings() -> list[tuple[str, str, str]]:
     rows = [("seed", "0", "of everything random")]
     kinds: list[tuple[str, type[Any]]] = [("data", Data), ("glo", GLO)]
     kinds += [("imle", kind) for kind in CODE_SAMPLERS.values()]
-    kinds.append(("compare", Compare))
+    kinds += [("finetune", FineTuning), ("compare", Compare)]
     kinds += [(kind.name.upper(), kind) for kind in dict.fromkeys(k for k, _ in MODELS.values())]
     for section, kind in kinds:
         for model, (model_kind, published) in MODELS.items():

@@ -2,7 +2,7 @@
 
 runs/NAME/
 recipe.toml  environment.json  data.json    what ran, on what, on which images
-glo/  imle/  baselines/NAME/                checkpoint or result, log.jsonl, pictures
+glo/  imle/  finetune/  baselines/NAME/     checkpoint or result, log.jsonl, pictures
 pipeline/                                   the saved pipeline; each baseline has its own
 samples.png  side-by-side.png               what came out
 """
@@ -62,7 +62,8 @@ def train_glo(
     device = str(pick_device(device))
     images = load(recipe.data, data)
     if restart:
-        _delete(*(folder / stale for stale in ("glo", "imle", "pipeline", "recipe.toml")))
+        stale = ("glo", "imle", "finetune", "pipeline", "recipe.toml")
+        _delete(*(folder / part for part in stale))
     _claim(folder, recipe, images.fingerprint)
     n, channels, height, width = images.images.shape
     say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
@@ -85,6 +86,7 @@ def train_imle(
     recipe: Recipe,
     folder: Path,
     *,
+    data: str | None = None,
     device: str = "auto",
     progress: bool = True,
     restart: bool = False,
@@ -95,13 +97,19 @@ def train_imle(
 ) -> GLANN:
     """Stage two: learn to sample the codes of `folder`/glo, and save `folder`/pipeline.
 
-    Args as in `train_glo`; `with_codes`, `half` and `details` as in `GLANN.save`.
+    Where the recipe says so, the generator is fine-tuned in between, on the images again.
+
+    Args as in `train_glo`, but that images are looked for first where stage one had them;
+    `with_codes`, `half` and `details` as in `GLANN.save`.
     """
     device = str(pick_device(device))
     generator, codes, stage_one = load_stage_one(folder, recipe.given)
     if restart:
-        _delete(folder / "imle", folder / "pipeline")
-    _claim(folder, recipe)
+        _delete(folder / "imle", folder / "finetune", folder / "pipeline")
+    images = None
+    if recipe.finetune is not None:  # asked for before anything is learned
+        images = load(recipe.data, data or _place_in(folder))
+    _claim(folder, recipe, None if images is None else images.fingerprint)
     name = sampler_name(recipe.imle)
     say(f"codes     {len(codes):,} of {codes.shape[1]} numbers, from {folder / 'glo'}")
     _note_environment(folder, device)
@@ -113,30 +121,45 @@ def train_imle(
         folder=folder / "imle",
         progress=progress,
     )
-    seconds = getattr(sampler, "seconds_", 0.0)
-    data = storage.read_json(folder / "data.json")
-    sections = recipe.sections()
+    seconds = {"imle": round(getattr(sampler, "seconds_", 0.0), 3)}
+    say(f"stage two {seconds['imle']:.0f} s of training ({name})")
+    by_itself = GLANN(generator, Gaussian().fit(codes), codes)
+    if recipe.finetune is not None:
+        assert images is not None
+        codes = sampler.reached(codes)
+        tuned = recipe.finetune.fit(
+            images.images,
+            codes,
+            generator,
+            like=recipe.glo,
+            seed=recipe.seed,
+            device=device,
+            folder=folder / "finetune",
+            progress=progress,
+        )
+        generator = tuned.generator_
+        seconds["finetune"] = round(tuned.seconds_, 3)
+        say(f"finetune  {tuned.seconds_:.0f} s of training")
+    about_images = storage.read_json(folder / "data.json")
+    sections, parts = recipe.sections(), ("seed", "data", "glo", "imle", "finetune")
     info = {
-        "recipe": {"name": recipe.name}
-        | {key: sections[key] for key in ("seed", "data", "glo", "imle")},
+        "recipe": {"name": recipe.name} | {key: sections[key] for key in parts if key in sections},
         # Without the place: a pipeline goes to other machines.
-        "data": {key: value for key, value in data.items() if key != "place"},
-        "seconds": {"glo": stage_one["seconds"], "imle": round(seconds, 3)},
+        "data": {key: value for key, value in about_images.items() if key != "place"},
+        "seconds": {"glo": stage_one["seconds"], **seconds},
     }
     pipeline = GLANN(generator, sampler, codes, info)
     pipeline.save(folder / "pipeline", with_codes=with_codes, half=half, details=details)
 
-    gaussian = GLANN(generator, Gaussian().fit(codes))
     chosen = torch.arange(min(64, len(codes)))
     samples = pipeline.sample(64, recipe.seed)
     save_grid(samples, folder / "samples.png", columns=8)
     columns = {
-        "reconstructions": pipeline.reconstruct(chosen),
-        "one Gaussian on the codes": gaussian.sample(64, recipe.seed),
+        "reconstructions": by_itself.reconstruct(chosen),
+        "one Gaussian on the codes": by_itself.sample(64, recipe.seed),
         f"{name} samples": samples,
     }
     write_png(side_by_side(columns), folder / "side-by-side.png")
-    say(f"stage two {seconds:.0f} s of training ({name})")
     say(f"pipeline  {folder / 'pipeline'}")
     say(f"look at   {folder / 'samples.png'} and {folder / 'side-by-side.png'}")
     return pipeline
@@ -152,11 +175,12 @@ def trained(
     say: Say = lambda text: None,
 ) -> GLANN:
     """A run's pipeline with its codes: trained if it isn't yet.  Args as in `train_glo`."""
-    if storage.is_saved(folder / "pipeline"):
+    as_asked = storage.is_saved(folder / "finetune") == (recipe.finetune is not None)
+    if storage.is_saved(folder / "pipeline") and as_asked:
         _claim(folder, recipe, load(recipe.data, data).fingerprint)
     else:
         train_glo(recipe, folder, data=data, device=device, progress=progress, say=say)
-        train_imle(recipe, folder, device=device, progress=progress, say=say)
+        train_imle(recipe, folder, data=data, device=device, progress=progress, say=say)
     return load_with_codes(folder, device)
 
 
@@ -261,13 +285,13 @@ def read_codes(path: Path) -> torch.Tensor:
 
 
 def load_with_codes(target: str | Path, device: str) -> GLANN:
-    """A pipeline with its training images' codes: its own, or those of its run's stage one."""
+    """A pipeline with its training images' codes: its own, or those its run's generator learned."""
     pipeline = GLANN.load(target, device)
-    stage_one = find_pipeline(target).parent / "glo"
-    if pipeline.codes is None and storage.is_saved(stage_one):
-        generator, codes, _ = load_stage_one(stage_one.parent)
-        del generator  # the pipeline's own is the same
-        pipeline.codes = codes
+    run = find_pipeline(target).parent
+    for stage in ("finetune", "glo"):
+        if pipeline.codes is None and storage.is_saved(run / stage):
+            _, parts = storage.load(run / stage, stage)
+            pipeline.codes = parts["codes"]["codes"]
     if pipeline.codes is None:
         raise GlannError(
             f"{target} was saved without codes; give a run's folder, or save the pipeline with "
@@ -276,13 +300,35 @@ def load_with_codes(target: str | Path, device: str) -> GLANN:
     return pipeline
 
 
+def stage_one_of(target: str | Path) -> GLANN | None:
+    """What stage one of a pipeline gives by itself: its generator, a Gaussian on its codes.
+
+    None where it is not at hand: neither in the pipeline's run nor, with codes, in the pipeline.
+    """
+    run = find_pipeline(target).parent
+    if storage.is_saved(run / "glo"):
+        generator, codes, _ = load_stage_one(run)
+    else:
+        pipeline = GLANN.load(target)
+        tuned = "finetune" in pipeline.info.get("recipe", {})  # another generator, other codes
+        if pipeline.codes is None or tuned:
+            return None
+        generator, codes = pipeline.generator, pipeline.codes
+    return GLANN(generator, Gaussian().fit(codes), codes)
+
+
 def place_of(target: str | Path) -> str | None:
     """Where the images of a run were, if they still are; None for a pipeline without its run."""
     for folder in find_pipeline(target).parents[:3]:  # a baseline's lies three deep
         if (folder / "data.json").is_file():
-            place = str(storage.read_json(folder / "data.json").get("place"))
-            return place if Path(place).exists() else None
+            return _place_in(folder)
     return None
+
+
+def _place_in(run: Path) -> str | None:
+    """Where the images of a run folder were, if they still are."""
+    place = str(storage.read_json(run / "data.json").get("place"))
+    return place if Path(place).exists() else None
 
 
 def training_images(pipeline: GLANN, data: str | None = None) -> Images:
@@ -343,11 +389,14 @@ def _claim(folder: Path, recipe: Recipe, fingerprint: str | None = None) -> None
     sections = ["data", "glo"] if storage.is_saved(folder / "glo") else []
     if any(storage.is_saved(folder / part) for part in ("imle", "pipeline")):
         sections.append("imle")
+    if storage.is_saved(folder / "finetune"):
+        sections.append("finetune")
     if sections and path.is_file():
         there, wanted = load_recipe(path).sections(), recipe.sections()
         for section in sections:
-            for key in {**there[section], **wanted[section]}:
-                then, now = there[section].get(key), wanted[section].get(key)
+            before, asked = there.get(section, {}), wanted.get(section, {})
+            for key in {**before, **asked}:
+                then, now = before.get(key), asked.get(key)
                 if then != now and not (section == "glo" and key in PLACES):
                     _refuse(folder, f"{section}.{key} = {then!r}, now {now!r}")
         if there["seed"] != wanted["seed"]:

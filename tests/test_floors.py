@@ -17,7 +17,7 @@ FLOORS = [
     ("data", "training"),
     ("metric",),
     ("glo", "imle", "density", "evaluation"),
-    ("pipeline",),
+    ("finetuning", "pipeline"),
     ("baselines",),
     ("recipes", "inspection"),
     ("runner", "report"),

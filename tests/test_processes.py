@@ -170,7 +170,8 @@ def test_one_process_goes_on_where_two_stopped_and_two_where_one_did(given, fold
 
 def test_the_command_line_trains_and_samples_in_two_processes(tmp_path):
     run, alone = tmp_path / "run", tmp_path / "alone.png"
-    settings = ["--set", "glo.epochs=1", "--set", "imle.epochs=1", "--set", "data.limit=300"]
+    lengths = ("glo.epochs=1", "imle.epochs=1", "finetune.epochs=1", "data.limit=300")
+    settings = [part for length in lengths for part in ("--set", length)]
     done = torchrun("-m", "glann", "--", "train", "digits", *settings, "--run", str(run), "-q")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run       ") == 1

@@ -14,6 +14,7 @@ from glann.baselines.sampler import NoiseSampler
 from glann.data import Data
 from glann.density import Gaussian, Mixture
 from glann.errors import GlannError
+from glann.finetuning import FineTuning
 from glann.glo import GLO
 from glann.imle import IMLE
 from glann.pipeline import CODE_SAMPLERS
@@ -370,6 +371,7 @@ def test_every_setting_is_described():
         for kind in kinds:
             wanted += ["imle.sampler"] * (section == "imle")
             wanted += [f"{section}.{field.name}" for field in dataclasses.fields(kind)]
+    wanted += [f"finetune.{field.name}" for field in dataclasses.fields(FineTuning)]
     wanted += [f"compare.{field.name}" for field in dataclasses.fields(Compare)]
     for kind in (GAN, VAE, PixelIMLE):
         wanted += [f"[{name}]" for name, (own, _) in MODELS.items() if own is kind]
@@ -380,7 +382,8 @@ def test_every_setting_is_described():
 
 def test_defaults_are_shown_as_they_are_written():
     parts = {"data": [Data()], "glo": [GLO()], "imle": [IMLE(), Gaussian(), Mixture()]}
-    parts |= {"compare": [Compare()], "GAN": [GAN()], "VAE": [VAE()], "PIXEL-IMLE": [PixelIMLE()]}
+    parts |= {"finetune": [FineTuning()], "compare": [Compare()]}
+    parts |= {"GAN": [GAN()], "VAE": [VAE()], "PIXEL-IMLE": [PixelIMLE()]}
     samplers = []
     for name, shown, help_text in describe_settings():
         section, _, key = name.partition(".")

@@ -102,6 +102,9 @@ def drawn_recipe(recipe: Recipe, model: str, drawn: Settings, share: float, seed
         length = "epochs" if model == "glann" else "images_seen"
         shorter = max(1, round(share * sections[name][length]))
         sections[name] = {**sections[name], length: shorter, **settings}
+    if "finetune" in sections:
+        epochs = share * sections["finetune"]["epochs"]
+        sections["finetune"] = {**sections["finetune"], "epochs": epochs}
     return make_recipe(recipe.name, sections)
 
 

@@ -23,23 +23,13 @@ from glann.density import Gaussian
 from glann.errors import GlannError
 from glann.evaluation.scores import Protocol
 from glann.images import to_float, to_uint8
-from glann.imle import IMLE
-from glann.pipeline import GLANN
 from glann.recipes import Recipe, load_recipe
 from glann.report.spreads import Strip, strips
 from glann.report.studies import Chart, Section, Table
 from glann.settings import setting
 from glann.studies.draws import Settings, as_it_is, draw, drawn_recipe
 from glann.studies.study import Place, Row, Run, Study
-
-
-def fitted(recipe: Recipe, model: str, images: torch.Tensor, device: str) -> GLANN:
-    """A model trained as a recipe says, in memory."""
-    if model != "glann":
-        return recipe.baselines[model].fit(images, seed=recipe.seed, device=device).pipeline_
-    glo = recipe.glo.fit(images, seed=recipe.seed, device=device)
-    imle: IMLE = recipe.imle.fit(glo.codes_, seed=recipe.seed, device=device)
-    return GLANN(glo.generator_, imle)
+from glann.studies.trained import fitted
 
 
 def score(recipe: Recipe, model: str, protocol: Protocol, device: str) -> Row:
@@ -48,7 +38,7 @@ def score(recipe: Recipe, model: str, protocol: Protocol, device: str) -> Row:
     A training whose loss is not finite is a result, any other error is raised.
     """
     try:
-        pipeline = fitted(recipe, model, protocol.train.images, device)
+        pipeline = fitted(recipe, model, protocol.train.images, device=device)
     except GlannError as error:
         if "not finite" not in str(error):
             raise

@@ -7,23 +7,20 @@ composites to learn from, 26,000 samples, whose digits a classifier reads.
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from glann.baselines import MODELS
 from glann.comparison import LABELS, SAMPLE_SEED
 from glann.data import Images
 from glann.errors import GlannError
 from glann.evaluation.features import Features, make_features
 from glann.evaluation.modes import reverse_kl
-from glann.pipeline import GLANN
 from glann.randomness import generator
-from glann.recipes import Recipe, load_recipe
+from glann.recipes import load_recipe
 from glann.report.studies import Section, Table
 from glann.studies.study import Place, Row, spread
 from glann.studies.support import BIRTHDAY, HEAD, SCORED, cells, pictures, support
-from glann.studies.trained import images_of
+from glann.studies.trained import fitted, images_of
 
 PUBLISHED = [
     ("DCGAN", "99", "3.40"),
@@ -85,7 +82,9 @@ def stacked_row(
     learn_from = composites(digits.images, composed, seed)
     held_out = composites(test.images, min(SCORED, samples), seed)
     began = time.process_time()
-    pipeline = None if model == "floor" else _fitted(asked, model, learn_from, place)
+    pipeline = (
+        None if model == "floor" else fitted(asked, model, learn_from, place.device, place.training)
+    )
     cpu_seconds = time.process_time() - began
     made = learn_from[:samples] if pipeline is None else pipeline.sample(samples, SAMPLE_SEED)
     counts = torch.bincount(mode_of(made, reader), minlength=1000)
@@ -106,16 +105,6 @@ def _reader(digits: Images, test: Images, place: Place) -> Features:
             "a recipe of mnist or digits"
         )
     return make_features("classifier", train=digits, test=test, device=place.device)
-
-
-def _fitted(recipe: Recipe, model: str, images: torch.Tensor, place: Place) -> GLANN:
-    """A model trained as its recipe says, with checkpoints in the run's folder."""
-    how: dict[str, Any] = {"seed": recipe.seed, "device": place.device}
-    if model in MODELS:
-        return recipe.baselines[model].fit(images, folder=place.training, **how).pipeline_
-    glo = recipe.glo.fit(images, folder=place.training / "glo", **how)
-    imle = recipe.imle.fit(glo.codes_, folder=place.training / "imle", **how)
-    return GLANN(glo.generator_, imle)
 
 
 def stacked_section(recipe: str, samples: int, rows: Sequence[Row]) -> Section:

@@ -1,7 +1,10 @@
 """A recipe's models for studies of their samples: those of `glann compare`, trained if need be."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from glann import runner
 from glann.comparison import load_test
@@ -26,6 +29,24 @@ def trained(place: Place, recipe: str, model: str, seed: int) -> GLANN:
     if model == "glann":
         return runner.trained(asked, folder, **how)
     return runner.train_baseline(asked, model, folder, **how)
+
+
+def fitted(
+    recipe: Recipe, model: str, images: torch.Tensor, device: str, folder: Path | None = None
+) -> GLANN:
+    """A model trained on images as a recipe says, with checkpoints in a folder if it is given."""
+    how: dict[str, Any] = {"seed": recipe.seed, "device": device}
+    if model != "glann":
+        return recipe.baselines[model].fit(images, folder=folder, **how).pipeline_
+    stages = {name: folder and folder / name for name in ("glo", "imle", "finetune")}
+    glo = recipe.glo.fit(images, folder=stages["glo"], **how)
+    generator, codes = glo.generator_, glo.codes_
+    imle = recipe.imle.fit(codes, generator=generator, folder=stages["imle"], **how)
+    if recipe.finetune is not None:
+        codes = imle.reached(codes)
+        how |= {"like": recipe.glo, "folder": stages["finetune"]}
+        generator = recipe.finetune.fit(images, codes, generator, **how).generator_
+    return GLANN(generator, imle, codes)
 
 
 def images_of(place: Place, recipe: Recipe) -> tuple[Images, Images]:

@@ -1,0 +1,149 @@
+"""Fine-tuning: the generator learns to make training images of such codes as samples have.
+
+Stage one taught it the codes of training images, and no others.  Near such a code z, stage two's
+samples have the code T(e) + a (z − T(e)), with what the mapper makes of noise and a share of what
+it leaves out (`IMLE.reached`): they are shrunk towards each other, and their images are dull.  The
+less a mapper explains of the codes, the more so.  Pairs of noise and image are known from the last
+matching, so the generator is taught what each of these codes should have been.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from glann import images as pixels
+from glann import processes
+from glann.codes import as_codes
+from glann.errors import GlannError
+from glann.glo import GLO, SHOWN, reconstruction_rows
+from glann.losses import make_loss
+from glann.networks import Generator
+from glann.settings import as_dict, check, setting
+from glann.storage import fingerprint
+from glann.training import (
+    SCHEDULES,
+    Batches,
+    Training,
+    adam,
+    autocast,
+    learning_rate,
+    load_optimiser_state,
+    optimiser_state,
+    pick_device,
+    pick_precision,
+    set_learning_rate,
+)
+
+
+@dataclass(kw_only=True)
+class FineTuning:
+    """A generator's last lessons: min over G of Σ ℓ(G(z̃_i), x_i), the codes z̃_i held fixed.
+
+    After `fit`: `generator_`, in evaluation mode, and `seconds_`, the time that training took.
+    """
+
+    epochs: float = setting(2.0, "passes over the images; 0: no fine-tuning", minimum=0.01)
+    batch_size: int = setting(128, "images in a step, at the most", minimum=2)
+    lr: float = setting(1e-3, "Adam's learning rate", minimum=0)
+    schedule: str = setting("one-cycle", "how the learning rate changes", choices=SCHEDULES)
+
+    def fit(
+        self,
+        images: object,
+        codes: object,
+        generator: Generator,
+        *,
+        like: GLO | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        folder: str | Path | None = None,
+        progress: bool = False,
+    ) -> "FineTuning":
+        """Teach a copy of a generator to make images of codes.
+
+        Args:
+            images: uint8 `(n, channels, height, width)`, a NumPy array or a tensor.
+            codes: float `(n, code_dim)`, row i for image i, as `IMLE.reached`.
+            generator: what is to learn on, as `GLO.generator_`; it is left as it is.
+            like: stage one, whose loss and precision are used; None: its defaults.
+            seed: of the order of the images.
+            device: "auto", "cpu", "cuda", …
+            folder: where checkpoint, log and pictures go; the same call resumes there.
+            progress: show progress on standard error.
+
+        Returns:
+            self.
+
+        Raises:
+            GlannError: a setting out of range, images or codes that don't fit the generator or each
+                other, a folder of another training, a loss that is not finite; Interrupted after
+                Ctrl-C, when there is a folder.
+        """
+        check(self, "finetune")
+        images, codes, like = pixels.as_images(images), as_codes(codes), like or GLO()
+        _check_fit(images, codes, generator)
+        on_device = pick_device(device)
+        settings = {**as_dict(self), "loss": like.loss, "precision": like.precision}
+        data = fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))
+        identity = {"settings": settings, "seed": seed, "data": " ".join(data)}
+        loss_of = make_loss(like.loss, generator.image_shape[1:], on_device, like.vgg_weights)
+        precision = pick_precision(like.precision, on_device)
+        generator = copy.deepcopy(generator)
+
+        batches = Batches(len(images), self.batch_size, self.epochs)
+        with Training("finetune", batches, folder, identity, progress) as training:
+            saved = training.resume()
+            if saved:
+                generator.load_state_dict(saved["generator"])
+            generator.to(on_device).train()
+            model = processes.parallel(generator)
+            optimiser = adam(generator, self.lr)
+            if saved and not training.done:
+                load_optimiser_state(optimiser, saved["optimiser"])
+            share = processes.Share(len(images))
+            for step, rows in training.steps(seed):
+                lr = learning_rate(self.schedule, self.lr, step, batches.steps)
+                set_learning_rate(optimiser, lr)
+                mine = share.of(rows)
+                target = pixels.to_float(images[mine].to(on_device))
+                with autocast(precision, on_device):
+                    made = model(codes[mine].to(on_device))
+                loss = loss_of(made.float(), target).sum() / len(rows)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+
+                training.record(loss, lr=lr)
+                if training.picture_due:
+                    made = reconstruction_rows(generator, codes[:SHOWN].to(on_device), images)
+                    training.picture("reconstructions", made)
+                if training.checkpoint_due:
+                    state = {"optimiser": optimiser_state(optimiser)}
+                    training.save({"generator": generator.state_dict(), **state})
+            if not training.done:
+                parts = {"generator": generator.state_dict(), "codes": {"codes": codes}}
+                training.save(parts, done=True, generator=generator.config)
+            self.seconds_ = training.elapsed
+        optimiser.zero_grad()
+        self.generator_ = generator.cpu().eval()
+        return self
+
+
+def _check_fit(images: torch.Tensor, codes: torch.Tensor, generator: Generator) -> None:
+    if len(images) != len(codes):
+        raise GlannError(f"{len(images)} images and {len(codes)} codes were given; wanted as many")
+    if tuple(images.shape[1:]) != generator.image_shape:
+        raise GlannError(
+            f"images have shape {tuple(images.shape[1:])}; this generator's have "
+            f"{generator.image_shape} (channels, height, width)"
+        )
+    code_dim = generator.config["code_dim"]
+    if codes.shape[1] != code_dim:
+        raise GlannError(f"codes have {codes.shape[1]} numbers; this generator's have {code_dim}")
+
+
+def _numbers(generator: Generator) -> torch.Tensor:
+    """All weights and statistics in one row, by which to know the generator again."""
+    return torch.cat([tensor.flatten().float() for tensor in generator.state_dict().values()])

@@ -1,0 +1,187 @@
+"""The generator's last lessons, and what a run makes of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_GLO, TINY_IMLE, Killed
+
+from glann import GLANN, GLO, IMLE, FineTuning, GlannError, runner, storage
+from glann.images import to_float
+from glann.networks import evaluation_mode
+from glann.recipes import load_recipe, make_recipe
+
+TINY = {"epochs": 40, "batch_size": 32, "lr": 5e-3}
+
+
+@pytest.fixture(scope="module")
+def stages(digits):
+    glo = GLO(**{**TINY_GLO, "epochs": 40}).fit(digits, seed=1)
+    imle = IMLE(**TINY_IMLE, detail=0.3).fit(glo.codes_, generator=glo.generator_, seed=1)
+    return glo, imle
+
+
+def error(generator, codes, images):
+    with evaluation_mode(generator):
+        return float((generator(codes) - to_float(images)).abs().mean())
+
+
+# ---------------------------------------------------------------------- what is learned
+
+
+@pytest.mark.parametrize("detail", [0.0, 0.4, 1.0])
+def test_reached_codes_lie_between_mapped_noise_and_the_codes(stages, detail):
+    codes = stages[0].codes_
+    imle = IMLE(**TINY_IMLE, detail=detail, metric="codes").fit(codes, seed=1)
+    assert imle.chosen_.shape == (len(codes), TINY_IMLE["noise_dim"])
+    reached = imle.reached(codes)
+    if detail == 1:
+        torch.testing.assert_close(reached, codes)
+    if detail:  # what samples get beside an anchor
+        anchors, details = imle.details_
+        made = anchors + details
+        torch.testing.assert_close(reached, made / made.norm(dim=1, keepdim=True))
+    assert reached.norm(dim=1).sub(1).abs().max() < 1e-5
+
+
+def test_reached_codes_of_codes_that_were_not_learned_from_are_refused(stages):
+    with pytest.raises(GlannError, match="chosen by 150 codes, and 7 were given"):
+        stages[1].reached(stages[0].codes_[:7])
+
+
+def test_images_of_reached_codes_come_nearer_and_the_given_generator_stays(digits, stages):
+    glo, imle = stages
+    codes = imle.reached(glo.codes_)
+    before = {name: tensor.clone() for name, tensor in glo.generator_.state_dict().items()}
+    tuned = FineTuning(**TINY).fit(digits, codes, glo.generator_, like=glo)
+    assert error(tuned.generator_, codes, digits) < 0.8 * error(glo.generator_, codes, digits)
+    for name, tensor in glo.generator_.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert not tuned.generator_.training
+
+
+def test_it_learns_by_the_loss_of_stage_one(digits, stages):
+    glo, imle = stages
+    codes = imle.reached(glo.codes_)
+    made = [
+        FineTuning(**TINY).fit(digits, codes, glo.generator_, like=GLO(loss=loss)).generator_
+        for loss in ("l1", "scattering")
+    ]
+    assert not torch.equal(*(next(generator.parameters()) for generator in made))
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 10])
+def test_killed_and_resumed_equals_straight_bit_for_bit(digits, stages, tmp_path, kill_at, step):
+    glo, imle = stages
+    codes, settings = imle.reached(glo.codes_), {**TINY, "epochs": 2}
+
+    def fit(folder=None):
+        tuning = FineTuning(**settings)
+        return tuning.fit(digits, codes, glo.generator_, like=glo, seed=3, folder=folder)
+
+    straight = fit()
+    kill_at(step)
+    with pytest.raises(Killed):
+        fit(tmp_path)
+    kill_at(-1)
+    for _ in range(2):  # the second time there is nothing left to do
+        resumed = fit(tmp_path)
+        for name, value in straight.generator_.state_dict().items():
+            assert torch.equal(value, resumed.generator_.state_dict()[name]), name
+
+
+def test_a_folder_of_another_generator_is_refused(digits, stages, tmp_path):
+    glo, imle = stages
+    codes = imle.reached(glo.codes_)
+    FineTuning(**TINY).fit(digits, codes, glo.generator_, folder=tmp_path)
+    other = GLO(**TINY_GLO).fit(digits, seed=2).generator_
+    with pytest.raises(GlannError, match="trained with another data"):
+        FineTuning(**TINY).fit(digits, codes, other, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "codes", "message"),
+    [
+        ((9, 1, 8, 8), (10, 8), "9 images and 10 codes were given"),
+        ((10, 3, 8, 8), (10, 8), r"images have shape \(3, 8, 8\); this generator's have \(1, 8, 8"),
+        ((10, 1, 8, 8), (10, 7), "codes have 7 numbers; this generator's have 8"),
+    ],
+)
+def test_what_does_not_fit_is_refused(stages, images, codes, message):
+    with pytest.raises(GlannError, match=message):
+        FineTuning().fit(
+            torch.zeros(images, dtype=torch.uint8), torch.zeros(codes), stages[0].generator_
+        )
+
+
+# ---------------------------------------------------------------------- in a run
+
+
+def quick(tmp_path, *changes):
+    lengths = ("glo.epochs=1", "glo.width=8", "glo.hidden=16", "imle.width=16", "imle.epochs=6")
+    return load_recipe("digits", ["data.limit=300", *lengths, *changes]), tmp_path / "run"
+
+
+def test_a_run_s_pipeline_has_the_generator_that_learned_on_and_its_codes(tmp_path):
+    recipe, run = quick(tmp_path, "finetune.epochs=3")
+    pipeline = runner.trained(recipe, run, progress=False)
+    generator, codes, _ = runner.load_stage_one(run)
+    assert not torch.equal(next(pipeline.generator.parameters()), next(generator.parameters()))
+    assert not torch.equal(pipeline.codes, codes)
+    assert pipeline.info["recipe"]["finetune"]["epochs"] == 3
+    assert pipeline.info["seconds"].keys() == {"glo", "imle", "finetune"}
+    by_itself = runner.stage_one_of(run)
+    assert torch.equal(by_itself.codes, codes)
+    assert torch.equal(next(by_itself.generator.parameters()), next(generator.parameters()))
+    # A pipeline away from its run has no stage one to be seen beside.
+    pipeline.save(tmp_path / "copy", with_codes=True)
+    assert runner.stage_one_of(tmp_path / "copy") is None
+    again = GLANN.load(tmp_path / "copy")
+    assert torch.equal(again.reconstruct([3]), pipeline.reconstruct([3]))
+
+
+def test_it_can_follow_a_run_that_was_done_without(tmp_path):
+    recipe, run = quick(tmp_path)
+    plain = runner.trained(recipe, run, progress=False)
+    stage_two = {path: path.read_bytes() for path in (run / "imle").glob("*.safetensors")}
+    tuned = runner.trained(quick(tmp_path, "finetune.epochs=3")[0], run, progress=False)
+    assert {path: path.read_bytes() for path in (run / "imle").glob("*.safetensors")} == stage_two
+    weights = [next(pipeline.generator.parameters()) for pipeline in (plain, tuned)]
+    assert not torch.equal(*weights)
+    with pytest.raises(GlannError, match=r"it has finetune\.epochs = 3\.0, now None"):
+        runner.trained(recipe, run, progress=False)
+    runner.train_imle(recipe, run, progress=False, restart=True)
+    assert not (run / "finetune").exists()
+    assert torch.equal(next(GLANN.load(run).generator.parameters()), weights[0])
+
+
+def test_other_images_are_refused_before_anything_is_learned(tmp_path):
+    recipe, run = quick(tmp_path, "finetune.epochs=3")
+    runner.train_glo(recipe, run, progress=False)
+    about = json.loads((run / "data.json").read_text())
+    Path(run / "data.json").write_text(json.dumps({**about, "fingerprint": "other"}))
+    with pytest.raises(GlannError, match="was trained on other images"):
+        runner.train_imle(recipe, run, progress=False)
+    assert not storage.is_saved(run / "imle")
+
+
+# ---------------------------------------------------------------------- in a recipe
+
+
+def test_a_recipe_has_it_where_it_says_so():
+    assert make_recipe("x", {}).finetune is None
+    assert make_recipe("x", {"finetune": {}}).finetune == FineTuning()
+    assert make_recipe("x", {"finetune": {"epochs": 0}}).finetune is None
+    asked = load_recipe("digits", ["finetune.lr=0.01"])
+    assert asked.finetune == FineTuning(lr=0.01)
+    assert "[finetune]\nepochs = 2.0" in asked.to_toml()
+    assert "finetune" not in load_recipe("digits").to_toml()
+
+
+def test_only_imle_s_noise_belongs_to_images():
+    content = {"finetune": {}, "imle": {"sampler": "mixture"}}
+    with pytest.raises(GlannError, match=r"\[finetune\] needs imle\.sampler = 'imle'"):
+        make_recipe("x", content)
+    with_mixture = load_recipe("fashion-mnist", ["imle.sampler=mixture"])
+    assert with_mixture.finetune is None
