@@ -9,6 +9,7 @@ with their images; of the networks every process has a copy, kept alike by Distr
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -162,6 +163,8 @@ def parallel(network: nn.Module) -> nn.Module:
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {name: False}
+    # Of a weight for one channel strides are not unique: its gradient is copied, which is little.
+    warnings.filterwarnings("ignore", "Grad strides do not match")
     wrapped = DistributedDataParallel(network, **options)
     wrapped.register_comm_hook(None, _add_up)
     return wrapped

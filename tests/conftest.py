@@ -1,4 +1,5 @@
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when the libraries are loaded: tests run side by side
 
@@ -31,6 +32,12 @@ TINY_IMLE = {
 def _one_thread():
     # Tests run beside each other; and sums in one order make bit-for-bit comparisons fair.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c():
+    """As in the foreground: what a shell starts in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

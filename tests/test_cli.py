@@ -260,8 +260,7 @@ SLOW = ["--set", "glo.epochs=120", "--set", "imle.epochs=150"]
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("stage", ["glo", "imle"])
 def test_killed_at_any_moment_it_ends_as_a_straight_run(number, stage, tmp_path):
-    program = (  # a shell has programs in the background ignore SIGINT
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program = (
         "import torch; torch.set_num_threads(1)\n"
         "from glann import cli, training; training.CHECKPOINT_SECONDS = 0.05; cli.main()"
     )
