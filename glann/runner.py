@@ -104,12 +104,13 @@ def train_imle(
     """
     device = str(pick_device(device))
     generator, codes, stage_one = load_stage_one(folder, recipe.given)
+    images = None
+    if recipe.finetune is not None:  # looked for before anything is deleted or learned
+        images = load(recipe.data, data or _place_in(folder))
+        _check_images(folder, images.fingerprint)
     if restart:
         _delete(folder / "imle", folder / "finetune", folder / "pipeline")
-    images = None
-    if recipe.finetune is not None:  # asked for before anything is learned
-        images = load(recipe.data, data or _place_in(folder))
-    _claim(folder, recipe, None if images is None else images.fingerprint)
+    _claim(folder, recipe)
     name = sampler_name(recipe.imle)
     say(f"codes     {len(codes):,} of {codes.shape[1]} numbers, from {folder / 'glo'}")
     _note_environment(folder, device)
@@ -126,6 +127,8 @@ def train_imle(
     by_itself = GLANN(generator, Gaussian().fit(codes), codes)
     if recipe.finetune is not None:
         assert images is not None
+        if not storage.is_saved(folder / "finetune"):
+            _delete(folder / "pipeline")  # of before: from here on it is another
         codes = sampler.reached(codes)
         tuned = recipe.finetune.fit(
             images.images,
@@ -402,14 +405,19 @@ def _claim(folder: Path, recipe: Recipe, fingerprint: str | None = None) -> None
         if there["seed"] != wanted["seed"]:
             _refuse(folder, f"seed = {there['seed']}, now {wanted['seed']}")
     if sections and fingerprint is not None:
-        then = storage.read_json(folder / "data.json")["fingerprint"]
-        if then != fingerprint:
-            raise GlannError(
-                f"{folder} was trained on other images, or on these in another order (fingerprint "
-                f"{then[:12]}, now {fingerprint[:12]}), and its codes belong to them; say with "
-                "--data where they are, or use --run FOLDER for a run of its own"
-            )
+        _check_images(folder, fingerprint)
     storage.write_text(path, recipe.to_toml())
+
+
+def _check_images(folder: Path, fingerprint: str) -> None:
+    """Refuse images that a run's stage one did not learn from."""
+    then = storage.read_json(folder / "data.json")["fingerprint"]
+    if then != fingerprint:
+        raise GlannError(
+            f"{folder} was trained on other images, or on these in another order (fingerprint "
+            f"{then[:12]}, now {fingerprint[:12]}), and its codes belong to them; say with "
+            "--data where they are, or use --run FOLDER for a run of its own"
+        )
 
 
 def _delete(*paths: Path) -> None:

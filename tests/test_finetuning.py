@@ -166,6 +166,32 @@ def test_other_images_are_refused_before_anything_is_learned(tmp_path):
     assert not storage.is_saved(run / "imle")
 
 
+def test_neither_they_nor_missing_ones_cost_what_was_learned(tmp_path):
+    recipe, run = quick(tmp_path, "finetune.epochs=3")
+    runner.trained(recipe, run, progress=False)
+    missing = load_recipe("mnist", ["finetune.epochs=3"])
+    with pytest.raises(GlannError, match="nowhere"):
+        runner.train_imle(missing, run, data="nowhere", progress=False, restart=True)
+    about = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**about, "fingerprint": "other"}))
+    with pytest.raises(GlannError, match="was trained on other images"):
+        runner.train_imle(recipe, run, progress=False, restart=True)
+    for part in ("imle", "finetune", "pipeline"):
+        assert storage.is_saved(run / part)
+
+
+def test_a_run_that_was_killed_while_it_learned_on_has_no_pipeline_of_before(tmp_path, kill_at):
+    recipe, run = quick(tmp_path)
+    runner.trained(recipe, run, progress=False)
+    tuned = quick(tmp_path, "finetune.epochs=3")[0]
+    kill_at(4)
+    with pytest.raises(Killed):
+        runner.trained(tuned, run, progress=False)
+    kill_at(-1)
+    assert not storage.is_saved(run / "pipeline")
+    assert runner.trained(tuned, run, progress=False).info["seconds"]["finetune"] > 0
+
+
 # ---------------------------------------------------------------------- in a recipe
 
 
