@@ -111,6 +111,31 @@ def test_curves_go_over_the_training(done):
     assert rows["glann", 0]["curve"][0]["seconds"] > before  # stage one has no samples
 
 
+def test_a_generator_that_learned_on_is_compared_with_stage_one_s_as_it_was(done, tmp_path):
+    folder, results, _, _ = done
+    shutil.copytree(folder, tmp_path / "tuned")
+    recipe = make_recipe("tiny", CONTENT | {"finetune": {"epochs": 5, "batch_size": 32}})
+    before, after = rows_of(results), rows_of(run(tmp_path / "tuned", recipe)[0])
+    for model in ("floor", "reconstructions", "gaussian", "mixture"):
+        assert after[model, 0]["fid"] == pytest.approx(before[model, 0]["fid"]), model
+    glann, plain = after["glann", 0], before["glann", 0]
+    assert glann["fid"] != pytest.approx(plain["fid"])
+    assert glann["images_seen"] == (3 + 5) * 240
+    assert glann["codes_seen"] == 2 * 240
+    *curve, last = glann["curve"]
+    assert [point["fid"] for point in curve] == pytest.approx([p["fid"] for p in plain["curve"]])
+    assert last["seconds"] == pytest.approx(glann["seconds"])
+    assert last["fid"] != pytest.approx(curve[-1]["fid"])
+
+
+def test_a_budget_is_shared_between_stage_one_and_what_is_learned_after_it(tmp_path):
+    recipe = make_recipe("tiny", CONTENT | {"finetune": {"epochs": 1, "batch_size": 32}})
+    train = load(recipe.data, None)
+    budget = comparison.with_budget(recipe, 2, tmp_path, train, "cpu")
+    ratio = budget.glo.epochs / budget.finetune.epochs
+    assert ratio == pytest.approx(3, rel=0.2)
+
+
 def test_pictures_and_tables(done):
     folder, results, _, _ = done
     for row in results["rows"]:
