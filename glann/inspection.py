@@ -87,6 +87,8 @@ def _pipeline(folder: Path) -> Rows:
         recipe = info["recipe"]
         rows.append(("recipe", f"{recipe['name']}, seed {recipe['seed']}"))
         rows.append(("  glo", _settings(recipe["glo"])))
+        if "finetune" in recipe:
+            rows.append(("  finetune", _settings(recipe["finetune"])))
     if "data" in info:
         data = info["data"]
         rows.append(("trained on", f"{data['shape'][0]:,} images of {data['source']}"))
