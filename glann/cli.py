@@ -259,8 +259,8 @@ def train(
     """Both stages: from images to a saved pipeline.
 
     Where the recipe has a section [finetune], the generator learns on after stage two, from the
-    codes that samples have. RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of your own. The same command
-    resumes a run that was interrupted.
+    codes that samples have. RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of
+    your own. The same command resumes a run that was interrupted.
     """
     changes = {"glo.vgg_weights": vgg_weights, "glo.codes_on": codes_on, "imle.search": search}
     changes |= {"glo.precision": precision, "imle.precision": precision}
