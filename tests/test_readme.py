@@ -38,15 +38,18 @@ def test_commands_and_options_exist():
 
 def test_make_targets_and_variables_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z-]+)", README):
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", README, flags=re.M):
         assert re.search(rf"^{target}\b.*:", makefile, flags=re.M), target
     for variable in re.findall(r"\b([A-Z_]{6,})=", README):
         assert variable in makefile, variable
 
 
 def test_files_and_floors_exist():
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+    for path, title in re.findall(r"\]\(((?!http)[^)#]+)#?([^)]*)\)", README):
         assert (ROOT / path).exists(), path
+        if title:  # a heading there: GitHub's anchors keep its letters, digits, hyphens and spaces
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text("utf-8"), flags=re.M)
+            assert title in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
     for path in re.findall(r"`((?:glann|tests)/[a-z_]+\.py)`", README):
         assert (ROOT / path).is_file(), path
 
