@@ -16,6 +16,7 @@ import torch
 from glann import images as pixels
 from glann import processes
 from glann.codes import as_codes
+from glann.devices import Replayed, Rows, autocast, pick_device, pick_precision
 from glann.errors import GlannError
 from glann.glo import GLO, SHOWN, reconstruction_rows
 from glann.losses import make_loss
@@ -27,12 +28,9 @@ from glann.training import (
     Batches,
     Training,
     adam,
-    autocast,
     learning_rate,
     load_optimiser_state,
     optimiser_state,
-    pick_device,
-    pick_precision,
     set_learning_rate,
 )
 
@@ -103,17 +101,24 @@ class FineTuning:
             if saved and not training.done:
                 load_optimiser_state(optimiser, saved["optimiser"])
             share = processes.Share(len(images))
-            for step, rows in training.steps(seed):
-                lr = learning_rate(self.schedule, self.lr, step, batches.steps)
+            own_images = Rows(images[share.items], on_device)
+            own_codes = Rows(codes[share.items], on_device)
+
+            def learn(batch: torch.Tensor, z: torch.Tensor, size: float, lr: float) -> torch.Tensor:
                 set_learning_rate(optimiser, lr)
-                mine = share.of(rows)
-                target = pixels.to_float(images[mine].to(on_device))
                 with autocast(precision, on_device):
-                    made = model(codes[mine].to(on_device))
-                loss = loss_of(made.float(), target).sum() / len(rows)
+                    made = model(z)
+                loss = loss_of(made.float(), pixels.to_float(batch)).sum() / size
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+                return loss.detach()
+
+            learned = Replayed(learn, on_device)
+            for step, rows in training.steps(seed):
+                lr = learning_rate(self.schedule, self.lr, step, batches.steps)
+                places = share.places(share.of(rows))
+                loss = learned(own_images[places], own_codes[places], len(rows), lr)
 
                 training.record(loss, lr=lr)
                 if training.picture_due:

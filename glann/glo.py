@@ -14,6 +14,15 @@ from sklearn.decomposition import PCA
 from glann import images as pixels
 from glann import processes
 from glann.codes import in_hand
+from glann.devices import (
+    PRECISIONS,
+    Replayed,
+    Rows,
+    autocast,
+    pick_device,
+    pick_precision,
+    upload,
+)
 from glann.errors import GlannError
 from glann.losses import LOSSES, make_loss
 from glann.networks import BLOCKS, Generator, evaluation_mode, to_ball, to_sphere
@@ -22,18 +31,14 @@ from glann.randomness import permutation, seeded
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint, scratch
 from glann.training import (
-    PRECISIONS,
     SCHEDULES,
     Batches,
     Parts,
     Training,
     adam,
-    autocast,
     learning_rate,
     load_optimiser_state,
     optimiser_state,
-    pick_device,
-    pick_precision,
     set_learning_rate,
 )
 
@@ -180,27 +185,38 @@ class GLO:
         loss_of = make_loss(self.loss, (images.shape[2], images.shape[3]), device, self.vgg_weights)
         precision = pick_precision(self.precision, device)
         steps = training.batches.steps
+        own_images = Rows(images[share.items], device)
 
-        for step, rows in training.steps(seed):
-            lr = learning_rate(self.schedule, self.generator_lr, step, steps)
-            code_lr = learning_rate(self.schedule, self.code_lr, step, steps)
+        def learn(
+            batch: torch.Tensor,
+            places: torch.Tensor,
+            size: float,
+            lr: float,
+            code_lr: float,
+            visits: float,
+        ) -> torch.Tensor:
             set_learning_rate(optimiser, lr)
-            mine = share.of(rows)
-            target = pixels.to_float(images[mine].to(device))
-            places = share.places(mine).to(home)
             z = codes[places].to(device).requires_grad_()
-
             with autocast(precision, device):
                 made = model(z)
-            loss = loss_of(made.float(), target).sum() / len(rows)
+            loss: torch.Tensor = loss_of(made.float(), pixels.to_float(batch)).sum() / size
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             # The mean divides each code's gradient by the batch; Adam doesn't mind.
-            visits = step // training.batches.per_epoch + 1
             assert z.grad is not None
             moved = code_adam.step(codes, places, z.grad.to(home), code_lr, visits)
             codes[places] = hold(moved)
+            return loss.detach()
+
+        learned = Replayed(learn, home)
+        for step, rows in training.steps(seed):
+            lr = learning_rate(self.schedule, self.generator_lr, step, steps)
+            code_lr = learning_rate(self.schedule, self.code_lr, step, steps)
+            visits = step // training.batches.per_epoch + 1
+            places = share.places(share.of(rows))
+            batch = own_images[places]
+            loss = learned(batch, upload(places, home), len(rows), lr, code_lr, visits)
 
             training.record(loss, lr=lr)
             if training.picture_due:
@@ -284,7 +300,7 @@ class CodeAdam:
         rows: torch.Tensor,
         gradient: torch.Tensor | None,
         lr: float,
-        visits: int,
+        visits: float,
     ) -> torch.Tensor:
         """The moved codes of `rows`, `(len(rows), code_dim)`, after their visit number `visits`."""
         assert gradient is not None
@@ -293,7 +309,8 @@ class CodeAdam:
         self.mean[rows], self.square[rows] = mean, square
         mean = mean / (1 - self.BETA1**visits)
         square = square / (1 - self.BETA2**visits)
-        return codes[rows] - lr * mean / square.sqrt_().add_(self.EPSILON)
+        moved: torch.Tensor = codes[rows] - lr * mean / square.sqrt_().add_(self.EPSILON)
+        return moved
 
 
 def reconstruction_rows(

@@ -34,6 +34,7 @@ from threadpoolctl import threadpool_limits
 
 from glann import processes
 from glann.codes import as_codes, on_sphere
+from glann.devices import PRECISIONS, Replayed, autocast, pick_device, pick_precision, upload
 from glann.errors import GlannError
 from glann.metric import Metric, image_metric
 from glann.nearest import EXACT, SEARCHES, nearest, recall
@@ -43,19 +44,15 @@ from glann.randomness import generator as random_generator
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
 from glann.training import (
-    PRECISIONS,
     SCHEDULES,
     SNAPSHOT,
     Batches,
     Parts,
     Training,
     adam,
-    autocast,
     learning_rate,
     load_optimiser_state,
     optimiser_state,
-    pick_device,
-    pick_precision,
     set_learning_rate,
 )
 
@@ -268,6 +265,21 @@ class IMLE:
         steps = training.batches.steps
         found: dict[str, float] = {}
 
+        def learn(
+            e: torch.Tensor, own: torch.Tensor, targets: torch.Tensor, size: float, lr: float
+        ) -> torch.Tensor:
+            set_learning_rate(optimiser, lr)
+            with autocast(precision, device):
+                made = model(e, own)
+            # 1 is what the cells' centres alone would give, whatever unit the codes came in.
+            errors = ((made.float() - targets) / mapper.scale).square().mean(1)
+            loss: torch.Tensor = errors.sum() / size
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            return loss.detach()
+
+        learned = Replayed(learn, device)
         for step, rows in training.steps(seed):
             if step % steps_of_matching == 0:
                 matching = step // steps_of_matching
@@ -275,22 +287,13 @@ class IMLE:
                 if self.search not in EXACT:
                     found["recall"] = float(processes.total(recalled)) / share.n
             lr = learning_rate(self.schedule, self.lr, step, steps)
-            set_learning_rate(optimiser, lr)
-            places = share.places(share.of(rows)).to(device)
+            places = upload(share.places(share.of(rows)), device)
             e = chosen[places]
             if self.perturbation:
                 random = random_generator(seed, "perturbation", step)
                 nudge = torch.randn(len(rows), self.noise_dim, generator=random)
-                e = e + self.perturbation * nudge[share.among(rows)].to(device)
-
-            with autocast(precision, device):
-                made = model(e, cells[places])
-            # 1 is what the cells' centres alone would give, whatever unit the codes came in.
-            errors = ((made.float() - codes[places]) / mapper.scale).square().mean(1)
-            loss = errors.sum() / len(rows)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+                e = e + self.perturbation * upload(nudge[share.among(rows)], device)
+            loss = learned(e, cells[places], codes[places], len(rows), lr)
 
             training.record(loss, lr=lr, **found)
             if training.picture_due:

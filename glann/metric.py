@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 
+from glann.devices import pick_device
 from glann.errors import GlannError
 from glann.losses import Scattering
 from glann.networks import Generator, evaluation_mode, to_sphere
 from glann.randomness import permutation
-from glann.training import pick_device
 
 PROBED = 400
 """Codes around which the generator is tried, at the most."""

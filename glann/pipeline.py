@@ -12,6 +12,7 @@ import torch
 from glann import __version__, processes, storage
 from glann.codes import as_codes
 from glann.density import Gaussian, Mixture
+from glann.devices import pick_device
 from glann.errors import GlannError
 from glann.images import as_images, to_float, to_uint8
 from glann.imle import IMLE
@@ -19,7 +20,7 @@ from glann.losses import make_loss
 from glann.nearest import nearest
 from glann.networks import Generator, evaluation_mode, to_ball, to_sphere
 from glann.places import find_pipeline
-from glann.training import learning_rate, pick_device
+from glann.training import learning_rate
 
 
 class CodeSampler(Protocol):

@@ -24,6 +24,7 @@ from glann.baselines import MODELS
 from glann.codes import as_codes
 from glann.data import Data, Images, load
 from glann.density import Gaussian
+from glann.devices import pick_device, pick_precision
 from glann.errors import GlannError
 from glann.formats import mapped_array
 from glann.glo import GLO, PLACES
@@ -33,7 +34,6 @@ from glann.pipeline import GLANN, sampler_name, save_sampler, versions
 from glann.places import find_pipeline
 from glann.recipes import Recipe, load_recipe
 from glann.settings import as_dict, nearest_name
-from glann.training import pick_device, pick_precision
 
 Say = Callable[[str], object]
 

@@ -50,8 +50,6 @@ PICTURES = 10
 SNAPSHOT = 1000
 """Samples kept of such a moment, from which scores against time are computed afterwards."""
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-
 SCHEDULES = ("one-cycle", "cosine", "halving", "constant")
 
 Parts = dict[str, dict[str, torch.Tensor]]
@@ -59,49 +57,6 @@ Parts = dict[str, dict[str, torch.Tensor]]
 
 class Interrupted(GlannError):
     """Training was stopped by Ctrl-C or a signal, after saving."""
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and processes.count() > 1 and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())  # each process has its own
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        available = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        if torch.backends.mps.is_available():
-            available.append("mps")
-        raise GlannError(
-            f"device '{name}' is not on this machine; wanted auto or one of {', '.join(available)}"
-        ) from error
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """What matrix products are computed in: for auto, bfloat16 where the device is made for it.
-
-    CPUs are if they have AMX or AVX512-BF16; others take longer over it than over float32.
-    """
-    if name not in PRECISIONS:
-        raise GlannError(f"precision = {name!r} is unknown; wanted one of {', '.join(PRECISIONS)}")
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
-    made_for_it = False
-    if device.type == "cuda":
-        made_for_it = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu":
-        # torch has no public name for these yet.
-        known = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        made_for_it = any(getattr(torch.cpu, ask, bool)() for ask in known)
-    return torch.bfloat16 if made_for_it else torch.float32
-
-
-def autocast(precision: torch.dtype, device: torch.device) -> torch.autocast:
-    """Within it a network's matrix products are computed in `precision`; weights stay float32."""
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,12 +136,17 @@ def adam(
     """Adam, by default with β = (.5, .999) as in the authors' code."""
     # Fused: on a CPU its plain loops cost a third of a step of these small networks.
     return torch.optim.Adam(
-        network.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=True
+        network.parameters(),
+        lr=lr,
+        betas=betas,
+        weight_decay=weight_decay,
+        fused=True,
+        capturable=next(network.parameters()).is_cuda,  # by a `Replayed` step
     )
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Use `lr` from the next step on."""
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float | torch.Tensor) -> None:
+    """Use `lr`, a number or a tensor `()` on the optimiser's device, from the next step on."""
     for group in optimiser.param_groups:
         group["lr"] = lr
 

@@ -5,13 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from glann.baselines.adversarial import (
-    LOSSES,
-    PENALTIES,
-    dragan_penalty,
-    gradient_penalty,
-    zero_centred_penalty,
-)
+from glann.baselines.adversarial import LOSSES, PENALTIES
 
 REAL = torch.tensor([[2.0], [-1.0], [0.5]])
 FAKE = torch.tensor([[-3.0], [1.5], [0.0]])
@@ -94,21 +88,22 @@ IMAGES = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 OTHERS = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
-def random():
-    return torch.Generator().manual_seed(3)
+def penalty_of(name, discriminator, fake=OTHERS):
+    drawn = PENALTIES[name].draw(IMAGES.shape, torch.Generator().manual_seed(3))
+    return PENALTIES[name].of(discriminator, IMAGES, fake, drawn)
 
 
-@pytest.mark.parametrize("penalty", [gradient_penalty, dragan_penalty])
+@pytest.mark.parametrize("penalty", ["interpolated", "around-real"])
 @pytest.mark.parametrize("slope", [0.0, 0.25, 1.0])
 def test_slopes_are_wanted_to_be_one(penalty, slope):
-    found = penalty(Linear(slope), IMAGES, OTHERS, random())
+    found = penalty_of(penalty, Linear(slope))
     assert found.item() == pytest.approx((4 * slope - 1) ** 2, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", PENALTIES)
 def test_a_penalty_can_be_descended(name):
     linear = Linear(0.6)
-    penalty = PENALTIES[name](linear, IMAGES, OTHERS, random())
+    penalty = penalty_of(name, linear)
     penalty.backward()
     assert linear.slope.grad > 0
     assert math.isfinite(linear.slope.grad)
@@ -116,7 +111,7 @@ def test_a_penalty_can_be_descended(name):
 
 def test_a_slope_of_zero_has_a_finite_gradient():
     linear = Linear(0.0)
-    gradient_penalty(linear, IMAGES, OTHERS, random()).backward()
+    penalty_of("interpolated", linear).backward()
     assert math.isfinite(linear.slope.grad)
 
 
@@ -128,7 +123,7 @@ def test_the_interpolated_penalty_looks_between_real_and_fake():
             points.append(images.detach())
             return super().forward(images)
 
-    gradient_penalty(Watch(), IMAGES, OTHERS, random())
+    penalty_of("interpolated", Watch())
     share = ((points[0] - IMAGES) / (OTHERS - IMAGES)).flatten(1)
     assert ((share > 0) & (share < 1)).all()
     assert (share.std(1) < 1e-4).all()  # one share an image
@@ -143,14 +138,14 @@ def test_dragans_looks_near_real_images_only():
             points.append(images.detach())
             return super().forward(images)
 
-    dragan_penalty(Watch(), IMAGES, torch.full_like(OTHERS, 1e6), random())
+    penalty_of("around-real", Watch(), torch.full_like(OTHERS, 1e6))
     moved = points[0] - IMAGES
     assert 0 < moved.max() <= 0.5 * IMAGES.std()
     assert moved.min() >= 0
 
 
 def test_the_zero_centred_penalty_is_half_of_both_squared_gradients():
-    found = zero_centred_penalty(Square(), IMAGES, OTHERS, random())
+    found = penalty_of("zero-centred", Square())
     wanted = (
         IMAGES.flatten(1).square().sum(1).mean() + OTHERS.flatten(1).square().sum(1).mean()
     ) / 2

@@ -9,7 +9,7 @@ from conftest import Killed
 
 from glann import GLANN, GlannError, storage
 from glann.baselines import MODELS, make_baseline
-from glann.baselines.gan import Autoencoder
+from glann.baselines.gan import Autoencoder, average
 from glann.baselines.sampler import tensors_of
 from glann.evaluation.frechet import frechet_distance
 from glann.images import to_float
@@ -175,7 +175,7 @@ def test_an_average_over_constant_weights_is_them(digits):
     generator = Generator(4, (1, 8, 8), width=8, hidden=16)
     averaged = copy.deepcopy(generator)
     for step in range(5):
-        gan._average(averaged, generator, step)
+        average(averaged, generator, gan._decay(step))
     for mine, theirs in zip(tensors_of(averaged), tensors_of(generator), strict=True):
         torch.testing.assert_close(mine, theirs)
 

@@ -13,7 +13,7 @@ FLOORS = [
     ("errors",),
     ("settings", "storage", "nearest", "randomness"),
     ("images", "codes", "places", "processes"),
-    ("formats", "networks", "losses"),
+    ("formats", "networks", "losses", "devices"),
     ("data", "training"),
     ("metric",),
     ("glo", "imle", "density", "evaluation"),

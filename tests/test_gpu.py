@@ -1,11 +1,15 @@
 """What a GPU has to give: the CPU's results, up to rounding."""
 
+import json
+
 import pytest
 import torch
-from conftest import TINY_GLO, TINY_IMLE
+from conftest import TINY_GLO, TINY_IMLE, Killed
 
 from glann import GLANN, GLO, IMLE
-from glann.baselines import make_baseline
+from glann.baselines import MODELS, make_baseline
+from glann.devices import Replayed
+from glann.finetuning import FineTuning
 from glann.nearest import SEARCHES, nearest
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -20,7 +24,7 @@ def test_samples_are_those_of_the_cpu(trained, tmp_path):
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_neighbours_are_those_of_the_cpu(search):
-    if search == "faiss":
+    if search != "torch":
         pytest.importorskip("faiss")
     random = torch.Generator().manual_seed(0)
     queries, points = (torch.randn(n, 64, generator=random) for n in (3000, 20_000))
@@ -43,9 +47,87 @@ def test_both_stages_learn_as_on_the_cpu(digits):
     assert apart.norm(dim=1).median() < 0.1
 
 
-@pytest.mark.parametrize("name", ["ns-gan", "wgan-gp", "r3gan", "began", "vae", "pixel-imle"])
-def test_baselines_train_and_resume_there(name, digits, tmp_path):
-    sizes = {"images_seen": 320, "batch_size": 32, "noise_dim": 6, "width": 8, "hidden": 32}
-    fitted = make_baseline(name, **sizes).fit(digits, device="cuda", folder=tmp_path)
-    again = make_baseline(name, **sizes).fit(digits, device="cuda", folder=tmp_path)
+def last_loss(folder):
+    return json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["loss"]
+
+
+@pytest.fixture(params=["replayed", "launched"])
+def steps(request, monkeypatch):
+    """Whether steps are replayed, which they are by themselves."""
+    if request.param == "launched":
+        original = Replayed.__init__
+
+        def launched(self, step, device):
+            original(self, step, device)
+            self.replays = False
+
+        monkeypatch.setattr(Replayed, "__init__", launched)
+    return request.param
+
+
+def test_a_replayed_step_reads_its_inputs_and_leaves_its_results_behind():
+    table = torch.zeros(5, device="cuda")
+
+    def step(rows, by):
+        table[rows] += by
+        return table[rows].sum()
+
+    step = Replayed(step, torch.device("cuda"))
+    for number in range(8):
+        rows = torch.tensor([number % 5, (number + 1) % 5][: 1 + number % 2], device="cuda")
+        before = table.clone()
+        given = step(rows, float(number))
+        before[rows] += number
+        torch.testing.assert_close(table, before)
+        torch.testing.assert_close(given, before[rows].sum())
+
+
+LOSSES = {}
+
+
+@pytest.mark.parametrize("blocks", ["transposed", "residual"])
+@pytest.mark.parametrize("loss", ["scattering", "laplacian", "l1"])
+def test_steps_end_at_the_cpus_loss(digits, steps, loss, blocks, tmp_path):
+    settings = {**TINY_GLO, "epochs": 8, "loss": loss, "blocks": blocks}
+    GLO(**settings).fit(digits, device="cuda", folder=tmp_path / "gpu")
+    if (loss, blocks) not in LOSSES:
+        GLO(**settings).fit(digits, device="cpu", folder=tmp_path / "cpu")
+        LOSSES[loss, blocks] = last_loss(tmp_path / "cpu")
+    assert last_loss(tmp_path / "gpu") == pytest.approx(LOSSES[loss, blocks], rel=0.02)
+
+
+def test_images_that_do_not_fit_are_uploaded_by_the_batch(digits, monkeypatch, tmp_path):
+    GLO(**TINY_GLO).fit(digits, device="cuda", folder=tmp_path / "all")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 100))
+    GLO(**TINY_GLO).fit(digits, device="cuda", folder=tmp_path / "batches")
+    assert last_loss(tmp_path / "batches") == pytest.approx(last_loss(tmp_path / "all"), rel=0.01)
+
+
+def test_a_killed_training_goes_on(digits, tmp_path, kill_at, monkeypatch):
+    whole = GLO(**TINY_GLO).fit(digits, device="cuda", folder=tmp_path / "whole")
+    kill_at(9)
+    with pytest.raises(Killed):
+        GLO(**TINY_GLO).fit(digits, device="cuda", folder=tmp_path / "parts")
+    monkeypatch.undo()
+    resumed = GLO(**TINY_GLO).fit(digits, device="cuda", folder=tmp_path / "parts")
+    assert (whole.codes_ - resumed.codes_).norm(dim=1).median() < 0.02
+    assert last_loss(tmp_path / "parts") == pytest.approx(last_loss(tmp_path / "whole"), rel=0.01)
+
+
+def test_fine_tuning_learns_as_on_the_cpu(digits, trained, tmp_path):
+    for device in ("cpu", "cuda"):
+        tuning = FineTuning(epochs=4, batch_size=32)
+        codes = trained.codes[: len(digits)]
+        tuning.fit(digits, codes, trained.generator_, device=device, folder=tmp_path / device)
+    assert last_loss(tmp_path / "cuda") == pytest.approx(last_loss(tmp_path / "cpu"), rel=0.03)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_baselines_train_and_resume_there(name, digits, tmp_path, steps):
+    sizes = {"images_seen": 640, "batch_size": 32, "noise_dim": 6, "width": 8, "hidden": 32}
+    fitted = make_baseline(name, **sizes).fit(digits, device="cuda", folder=tmp_path / "gpu")
+    again = make_baseline(name, **sizes).fit(digits, device="cuda", folder=tmp_path / "gpu")
     assert torch.equal(fitted.sample(5), again.sample(5))
+    cpu = make_baseline(name, **sizes).fit(digits, device="cpu")
+    apart = (fitted.sample(50).float() - cpu.sample(50).float()).abs().mean()
+    assert apart < 4  # of 255

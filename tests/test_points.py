@@ -89,7 +89,8 @@ def test_penalties_take_data_of_any_shape(penalty, shape):
             return 2 * rows.flatten(1).sum(1, keepdim=True)
 
     real, fake = torch.rand(shape), torch.rand(shape)
-    found = PENALTIES[penalty](Sum(), real, fake, generator(0, "penalty"))
+    drawn = PENALTIES[penalty].draw(real.shape, generator(0, "penalty"))
+    found = PENALTIES[penalty].of(Sum(), real, fake, drawn)
     slope = 2 * math.sqrt(real[0].numel())
     wanted = slope**2 if penalty == "zero-centred" else (slope - 1) ** 2
     assert float(found) == pytest.approx(wanted, rel=1e-4)

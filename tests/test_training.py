@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from glann import storage, training
+from glann.devices import pick_device, pick_precision
 from glann.errors import GlannError
 from glann.images import read_image
 from glann.training import (
@@ -25,8 +26,6 @@ from glann.training import (
     learning_rate,
     load_optimiser_state,
     optimiser_state,
-    pick_device,
-    pick_precision,
     read_snapshots,
     set_learning_rate,
 )

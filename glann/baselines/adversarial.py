@@ -73,35 +73,28 @@ def _slope_of_one(discriminator: nn.Module, images: torch.Tensor) -> torch.Tenso
     return ((_squared_gradient(discriminator, images) + 1e-12).sqrt() - 1).square().mean()
 
 
-def _shares(items: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """U[0, 1] for each of `items`, `(n, …)`, in as many dimensions."""
-    return torch.rand(len(items), *[1] * (items.ndim - 1), generator=random)
-
-
 def gradient_penalty(
-    discriminator: nn.Module, real: torch.Tensor, fake: torch.Tensor, random: torch.Generator
+    discriminator: nn.Module, real: torch.Tensor, fake: torch.Tensor, shares: torch.Tensor
 ) -> torch.Tensor:
-    """E (‖∇D(x̂)‖ − 1)² on lines between real and fake images.
+    """E (‖∇D(x̂)‖ − 1)² on lines between real and fake images; `shares`: where on them.
 
     Gulrajani et al. 2017 (arXiv 1704.00028), equation 3.
     """
-    share = _shares(real, random).to(real.device)
-    return _slope_of_one(discriminator, real.lerp(fake, share))
+    return _slope_of_one(discriminator, real.lerp(fake, shares))
 
 
 def dragan_penalty(
-    discriminator: nn.Module, real: torch.Tensor, fake: torch.Tensor, random: torch.Generator
+    discriminator: nn.Module, real: torch.Tensor, fake: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
-    """The same around real images: x + share · .5 · std(x) · U[0, 1].
+    """The same around real images: x + .5 · std(x) · noise.
 
     Kodali et al. 2017 (arXiv 1705.07215), as in their code.
     """
-    noise = _shares(real, random) * torch.rand(real.shape, generator=random)
-    return _slope_of_one(discriminator, real + 0.5 * real.std() * noise.to(real.device))
+    return _slope_of_one(discriminator, real + 0.5 * real.std() * noise)
 
 
 def zero_centred_penalty(
-    discriminator: nn.Module, real: torch.Tensor, fake: torch.Tensor, random: torch.Generator
+    discriminator: nn.Module, real: torch.Tensor, fake: torch.Tensor, nothing: torch.Tensor
 ) -> torch.Tensor:
     """R1 + R2: E ‖∇D(x)‖² / 2 on real images, and the same on fake ones.
 
@@ -111,8 +104,29 @@ def zero_centred_penalty(
     return both.sum() / (2 * len(real))
 
 
+def _shares(shape: torch.Size, random: torch.Generator) -> torch.Tensor:
+    """U[0, 1] for each item of `shape`, in as many dimensions."""
+    return torch.rand(shape[0], *[1] * (len(shape) - 1), generator=random)
+
+
+class Penalty(NamedTuple):
+    """A penalty on gradients, and what it draws at random.
+
+    Attributes:
+        draw: (shape of a batch, generator of random numbers) → what `of` takes last, on the CPU.
+        of: (discriminator, real images, fake ones, what was drawn) → scalar, differentiable.
+    """
+
+    draw: Callable[[torch.Size, torch.Generator], torch.Tensor]
+    of: Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
 PENALTIES = {
-    "interpolated": gradient_penalty,
-    "around-real": dragan_penalty,
-    "zero-centred": zero_centred_penalty,
+    "interpolated": Penalty(_shares, gradient_penalty),
+    "around-real": Penalty(
+        # One share for each image, times a number for each pixel.
+        lambda shape, random: _shares(shape, random) * torch.rand(shape, generator=random),
+        dragan_penalty,
+    ),
+    "zero-centred": Penalty(lambda shape, random: torch.empty(0), zero_centred_penalty),
 }

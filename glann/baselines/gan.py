@@ -9,6 +9,7 @@ from torch import nn
 
 from glann.baselines.adversarial import LOSSES, PENALTIES
 from glann.baselines.sampler import NoiseSampler, show, step_noise, tensors_of
+from glann.devices import Replayed, Rows, upload
 from glann.images import to_float
 from glann.networks import NORMS, Encoder, Generator
 from glann.randomness import generator as random_generator
@@ -58,50 +59,76 @@ class GAN(NoiseSampler):
         if saved:
             discriminator.load_state_dict(saved["discriminator"])
             averaged.load_state_dict(saved["averaged"])
-            balance = saved["balance"]["k"].to(device)
+            balance.copy_(saved["balance"]["k"])
             load_optimiser_state(generator_adam, saved["generator_adam"])
             load_optimiser_state(discriminator_adam, saved["discriminator_adam"])
-        loss = LOSSES[self.loss]
+        loss, penalty = LOSSES[self.loss], PENALTIES.get(self.penalty)
+        pictures = Rows(images, device)
         generator_loss = torch.zeros(())
 
-        for step, rows in training.steps(seed):
-            real = self._real(images[rows].to(device))
-            generators_turn = (step + 1) % self.discriminator_steps == 0
-            with torch.set_grad_enabled(generators_turn):
-                fake = generator(step_noise(seed, step, len(rows), self.noise_dim, device))
-
-            real_scores, fake_scores = discriminator(real), discriminator(fake.detach())
-            if self.loss == "boundary-equilibrium":
-                discriminator_loss = loss.discriminator(real_scores, balance * fake_scores)
-                gap = self.gamma * real_scores.mean() - fake_scores.mean()
-                balance = (balance + self.balance_rate * gap.detach()).clamp(0, 1)
-            else:
-                discriminator_loss = loss.discriminator(real_scores, fake_scores)
-            if self.penalty != "none":
-                random = random_generator(seed, "penalty", step)
-                penalty = PENALTIES[self.penalty](discriminator, real, fake.detach(), random)
-                discriminator_loss = discriminator_loss + self.penalty_weight * penalty
+        def learn_discriminator(
+            real: torch.Tensor, fake: torch.Tensor, drawn: torch.Tensor
+        ) -> torch.Tensor:
+            real_scores, fake_scores = discriminator(real), discriminator(fake)
+            weight = balance if self.loss == "boundary-equilibrium" else 1
+            discriminator_loss = loss.discriminator(real_scores, weight * fake_scores)
+            if penalty:
+                weighed = self.penalty_weight * penalty.of(discriminator, real, fake, drawn)
+                discriminator_loss = discriminator_loss + weighed
             discriminator_adam.zero_grad()
             discriminator_loss.backward()
             discriminator_adam.step()
-            if self.clip:
-                with torch.no_grad():
+            with torch.no_grad():
+                if self.loss == "boundary-equilibrium":
+                    gap = self.gamma * real_scores.mean() - fake_scores.mean()
+                    balance.add_(self.balance_rate * gap).clamp_(0, 1)
+                if self.clip:
                     for weights in discriminator.parameters():
                         weights.clamp_(-self.clip, self.clip)
+            return discriminator_loss.detach()
 
-            if generators_turn:
-                discriminator.requires_grad_(False)
-                if self.loss == "relativistic":  # no other generator looks at them
-                    real_scores = discriminator(real).detach()
-                generator_loss = loss.generator(real_scores, discriminator(fake))
-                generator_adam.zero_grad()
-                generator_loss.backward()
-                generator_adam.step()
-                discriminator.requires_grad_(True)
-                if self.ema:
-                    self._average(averaged, generator, step // self.discriminator_steps)
+        def learn_generator(real: torch.Tensor, fake: torch.Tensor, decay: float) -> torch.Tensor:
+            discriminator.requires_grad_(False)
+            real_scores = torch.empty(0)
+            if self.loss == "relativistic":  # no other generator looks at them
+                real_scores = discriminator(real).detach()
+            generator_loss = loss.generator(real_scores, discriminator(fake))
+            generator_adam.zero_grad()
+            generator_loss.backward()
+            generator_adam.step()
+            discriminator.requires_grad_(True)
+            if self.ema:
+                average(averaged, generator, decay)
+            return generator_loss.detach()
 
-            training.record(discriminator_loss, lr=self.lr, generator_loss=generator_loss.detach())
+        def learn(batch: torch.Tensor, e: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+            """A step in which the discriminator alone learns."""
+            with torch.no_grad():
+                fake = generator(e)
+            return learn_discriminator(self._real(batch), fake, drawn)
+
+        def learn_both(
+            batch: torch.Tensor, e: torch.Tensor, drawn: torch.Tensor, decay: float
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            real, fake = self._real(batch), generator(e)
+            discriminator_loss = learn_discriminator(real, fake.detach(), drawn)
+            return discriminator_loss, learn_generator(real, fake, decay)
+
+        learned, both_learned = Replayed(learn, device), Replayed(learn_both, device)
+        for step, rows in training.steps(seed):
+            batch = pictures[rows]
+            e = step_noise(seed, step, len(rows), self.noise_dim, device)
+            drawn = torch.empty(0, device=device)
+            if penalty:
+                random = random_generator(seed, "penalty", step)
+                drawn = upload(penalty.draw(batch.shape, random), device)
+            if (step + 1) % self.discriminator_steps:
+                discriminator_loss = learned(batch, e, drawn)
+            else:
+                decay = self._decay(step // self.discriminator_steps)
+                discriminator_loss, generator_loss = both_learned(batch, e, drawn, decay)
+
+            training.record(discriminator_loss, lr=self.lr, generator_loss=generator_loss)
             if training.picture_due:
                 show(training, averaged if self.ema else generator, seed)
             if training.checkpoint_due:
@@ -126,11 +153,16 @@ class GAN(NoiseSampler):
             return Autoencoder(generator, self.norm)
         return Encoder(generator.image_shape, 1, self.width, self.hidden, self.norm)
 
-    def _average(self, averaged: Generator, generator: Generator, step: int) -> None:
+    def _decay(self, step: int) -> float:
+        """Of the averaged generator, at the generator's step number `step`."""
         # The first steps count less than they would: they are far from where it goes.
-        decay = min(self.ema, (1 + step) / (10 + step))
-        for mean, now in zip(tensors_of(averaged), tensors_of(generator), strict=True):
-            mean.lerp_(now, 1 - decay)
+        return min(self.ema, (1 + step) / (10 + step))
+
+
+def average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the numbers of `averaged` towards those of `network`, keeping a share `decay`."""
+    for mean, now in zip(tensors_of(averaged), tensors_of(network), strict=True):
+        mean.lerp_(now, 1 - decay)
 
 
 class Autoencoder(nn.Module):

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from glann.baselines.sampler import NoiseSampler, show
+from glann.devices import Replayed, Rows, upload
 from glann.images import to_float
 from glann.nearest import nearest
 from glann.networks import Generator, evaluation_mode
@@ -58,23 +59,30 @@ class PixelIMLE(NoiseSampler):
         chosen = subset = pool = torch.empty(0)
         if saved:
             load_optimiser_state(optimiser, saved["optimiser"])
-            chosen = saved["matching"]["chosen"].to(device)
+            chosen = saved["matching"]["chosen"]
             subset, pool = self._draw(seed, (training.step - 1) // steps_of_matching, images)
 
-        for step, rows in training.steps(seed):
-            if step % steps_of_matching == 0:
-                subset, pool = self._draw(seed, step // steps_of_matching, images)
-                real = to_float(images[subset]).flatten(1).to(device)
-                chosen, _ = nearest(real, _candidates(generator, pool.to(device)))
-            lr = learning_rate("cosine", self.lr, step, batches.steps)
-            set_learning_rate(optimiser, lr)
-            real = to_float(images[subset[rows]].to(device))
-            made = generator(pool[chosen[rows.to(device)].cpu()].to(device))
+        pictures = Rows(images, device)
 
-            loss = (made - real).square().flatten(1).sum(1).mean()
+        def learn(batch: torch.Tensor, e: torch.Tensor, lr: float) -> torch.Tensor:
+            set_learning_rate(optimiser, lr)
+            apart = generator(e) - to_float(batch)
+            loss: torch.Tensor = apart.square().flatten(1).sum(1).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            return loss.detach()
+
+        learned = Replayed(learn, device)
+        for step, rows in training.steps(seed):
+            if step % steps_of_matching == 0:
+                subset, pool = self._draw(seed, step // steps_of_matching, images)
+                real = to_float(pictures[subset]).flatten(1)
+                found, _ = nearest(real, _candidates(generator, pool.to(device)))
+                chosen = found.cpu()
+            lr = learning_rate("cosine", self.lr, step, batches.steps)
+            e = upload(pool[chosen[rows]], device)
+            loss = learned(pictures[subset[rows]], e, lr)
 
             training.record(loss, lr=lr)
             if training.picture_due:

@@ -10,6 +10,7 @@ from torch import nn
 
 from glann import images as pixels
 from glann.density import Gaussian
+from glann.devices import pick_device, upload
 from glann.errors import GlannError
 from glann.networks import BLOCKS, Generator, evaluation_mode
 from glann.pipeline import GLANN
@@ -17,7 +18,7 @@ from glann.randomness import generator as random_generator
 from glann.randomness import noise, seeded
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
-from glann.training import SNAPSHOT, Batches, Parts, Training, pick_device
+from glann.training import SNAPSHOT, Batches, Parts, Training
 
 
 @dataclass(kw_only=True)
@@ -123,7 +124,7 @@ def show(training: Training, generator: Generator, seed: int) -> None:
 
 def step_noise(seed: int, step: int, n: int, dim: int, device: torch.device) -> torch.Tensor:
     """The noise of a training step: float32 `(n, dim)`."""
-    return torch.randn(n, dim, generator=random_generator(seed, "noise", step)).to(device)
+    return upload(torch.randn(n, dim, generator=random_generator(seed, "noise", step)), device)
 
 
 def tensors_of(network: nn.Module) -> Iterator[torch.Tensor]:

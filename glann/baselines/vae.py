@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy, softplus
 
 from glann.baselines.sampler import NoiseSampler, show, step_noise
+from glann.devices import Replayed, Rows
 from glann.images import to_float
 from glann.networks import Encoder, Generator
 from glann.randomness import seeded
@@ -45,22 +46,29 @@ class VAE(NoiseSampler):
             encoder.load_state_dict(saved["encoder"])
             load_optimiser_state(optimiser, saved["optimiser"])
 
-        for step, rows in training.steps(seed):
-            real = to_float(images[rows].to(device))
+        pictures = Rows(images, device)
+
+        def learn(batch: torch.Tensor, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            real = to_float(batch)
             mean, spread = encoder(real).chunk(2, dim=1)
             std = softplus(spread) + 1e-6
-            e = step_noise(seed, step, len(rows), self.noise_dim, device)
             decoded = generator(mean + std * e)
 
-            error = binary_cross_entropy(decoded, real, reduction="sum") / len(rows)
+            error = binary_cross_entropy(decoded, real, reduction="sum") / len(real)
             divergence = (mean.square() + std.square() - 1).sum(1).mean() / 2
             divergence = divergence - std.log().sum(1).mean()
             loss = error + divergence
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            return loss.detach(), divergence.detach()
 
-            training.record(loss, lr=self.lr, divergence=divergence.detach())
+        learned = Replayed(learn, device)
+        for step, rows in training.steps(seed):
+            e = step_noise(seed, step, len(rows), self.noise_dim, device)
+            loss, divergence = learned(pictures[rows], e)
+
+            training.record(loss, lr=self.lr, divergence=divergence)
             if training.picture_due:
                 show(training, generator, seed)
             if training.checkpoint_due:

@@ -14,10 +14,10 @@ from glann.bench.rows import MACHINE, Costs, Row, rows
 from glann.bench.timing import Round
 from glann.bench.ways import sizes
 from glann.bench.workers import Task, Worker
+from glann.devices import pick_device
 from glann.errors import GlannError
 from glann.runner import environment
 from glann.settings import nearest_name
-from glann.training import pick_device
 
 __all__ = ["FORMAT", "bench"]
 

@@ -7,7 +7,7 @@ import torch
 
 from glann.bench import machine, ways
 from glann.bench.ways import DIM, SHAPE, Sizes, Way
-from glann.training import pick_precision
+from glann.devices import pick_precision
 
 Costs = dict[str, float]
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from glann import processes
 from glann.data import Images
+from glann.devices import pick_device
 from glann.errors import GlannError
 from glann.evaluation.classifier import (
     DIM,
@@ -29,7 +30,6 @@ from glann.networks import evaluation_mode
 from glann.places import cache_folder
 from glann.settings import nearest_name
 from glann.storage import fingerprint
-from glann.training import pick_device
 
 FEATURES = ("auto", "classifier", "inception", "random", "pixels")
 """Kinds of features; `make_features` says what they are."""

@@ -16,13 +16,13 @@ from glann.baselines import MODELS
 from glann.baselines.gan import GAN
 from glann.comparison import LABELS
 from glann.data import load
+from glann.devices import pick_device
 from glann.recipes import load_recipe
 from glann.report.spreads import Bundle, bundles
 from glann.report.studies import Chart, Section, Table
 from glann.settings import setting
 from glann.studies.norms import SMALLEST, Point, against_discriminator, falls, of_glo, of_imle
 from glann.studies.study import Place, Row, Run, Study
-from glann.training import pick_device
 
 GANS = tuple(
     name

@@ -11,6 +11,7 @@ from torch import nn
 
 from glann.baselines.adversarial import LOSSES, PENALTIES
 from glann.baselines.gan import GAN
+from glann.devices import upload
 from glann.glo import GLO
 from glann.images import to_float
 from glann.imle import IMLE
@@ -90,8 +91,10 @@ def against_discriminator(
             discriminator_loss = loss.discriminator(discriminator(real), discriminator(fake))
             if gan.penalty != "none":
                 random = random_generator(seed, "penalty", step)
-                penalty = PENALTIES[gan.penalty](discriminator, real, fake, random)
-                discriminator_loss = discriminator_loss + gan.penalty_weight * penalty
+                penalty = PENALTIES[gan.penalty]
+                drawn = upload(penalty.draw(real.shape, random), device)
+                weighed = gan.penalty_weight * penalty.of(discriminator, real, fake, drawn)
+                discriminator_loss = discriminator_loss + weighed
             optimiser.zero_grad()
             discriminator_loss.backward()
             optimiser.step()

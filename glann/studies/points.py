@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from glann.baselines import MODELS
 from glann.baselines.gan import GAN
+from glann.devices import pick_device
 from glann.errors import GlannError
 from glann.imle import IMLE
 from glann.networks import Generator, evaluation_mode
@@ -25,7 +26,6 @@ from glann.training import (
     Training,
     adam,
     learning_rate,
-    pick_device,
     set_learning_rate,
 )
 

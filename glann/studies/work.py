@@ -24,12 +24,13 @@ from typing import Any, NoReturn
 import torch
 
 from glann import storage
+from glann.devices import pick_device
 from glann.errors import GlannError
 from glann.report.studies import write_section
 from glann.runner import environment
 from glann.settings import as_dict
 from glann.studies.study import Place, Row, Run, Study, to_toml
-from glann.training import Interrupted, pick_device
+from glann.training import Interrupted
 
 Say = Callable[[str], object]
 

@@ -1,0 +1,160 @@
+"""Devices: which there are, in what precision they multiply, and how a GPU is kept busy.
+
+A step of these networks is some hundred kernels of a few microseconds each, and Python takes longer
+to launch them than a GPU to compute them.  So a GPU has the data at hand (`Rows`), is given what it
+lacks without being waited for (`upload`), and replays steps as a whole (`Replayed`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from glann import processes
+from glann.errors import GlannError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+WARM_UP = 3
+"""Steps of a shape that are run before one is recorded: libraries choose and allocate in them."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes.count() > 1 and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())  # each process has its own
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        available = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if torch.backends.mps.is_available():
+            available.append("mps")
+        raise GlannError(
+            f"device '{name}' is not on this machine; wanted auto or one of {', '.join(available)}"
+        ) from error
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """What matrix products are computed in: for auto, bfloat16 where the device is made for it.
+
+    CPUs are if they have AMX or AVX512-BF16; others take longer over it than over float32.
+    """
+    if name not in PRECISIONS:
+        raise GlannError(f"precision = {name!r} is unknown; wanted one of {', '.join(PRECISIONS)}")
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    made_for_it = False
+    if device.type == "cuda":
+        made_for_it = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        # torch has no public name for these yet.
+        known = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        made_for_it = any(getattr(torch.cpu, ask, bool)() for ask in known)
+    return torch.bfloat16 if made_for_it else torch.float32
+
+
+def autocast(precision: torch.dtype, device: torch.device) -> torch.autocast:
+    """Within it a network's matrix products are computed in `precision`; weights stay float32."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; a GPU goes on with what it has to do meanwhile."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class Rows:
+    """A table, `(n, …)`, whose rows are wanted on `device` batch by batch.
+
+    A GPU keeps it all, if it takes no more than half of the memory that is free there.
+    """
+
+    def __init__(self, table: torch.Tensor, device: torch.device) -> None:
+        self.device = device
+        there = device.type == "cuda" and table.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
+        self.table = table.to(device) if there else table
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows with these numbers, int64 `(k,)` on the CPU: `(k, …)` on the device."""
+        if self.table.device == self.device:
+            return self.table[upload(rows, self.device)]
+        return upload(self.table[rows], self.device)
+
+
+class Replayed:
+    """A training step, which a GPU replays as a CUDA graph: hundreds of launches become one.
+
+    On other devices, and where several processes exchange gradients, it is called as it is.
+
+    The step takes tensors on the device and numbers, and gives tensors.  It must do the same with
+    inputs of the same shapes, change in place what it leaves behind (weights, tables), and read no
+    number back from the device.  What it gives is overwritten by its next call.
+    """
+
+    def __init__(self, step: Callable[..., Any], device: torch.device) -> None:
+        self.step = step
+        self.device = device
+        self.replays = device.type == "cuda" and processes.count() == 1
+        self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
+        if self.replays:
+            # Recorded and warmed up on a stream of its own, as CUDA graphs want it; steps leave
+            # nothing in the graphs' memory that another would miss, so they share it.
+            self._stream = torch.cuda.Stream(device)
+            self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, *inputs: torch.Tensor | float) -> Any:
+        """What the step gives for these inputs."""
+        if not self.replays:
+            return self.step(*inputs)
+        shapes = tuple(x.shape if isinstance(x, torch.Tensor) else torch.Size() for x in inputs)
+        if shapes not in self._recordings:
+            self._recordings[shapes] = _Recording(inputs, self.device)
+        recording = self._recordings[shapes]
+        recording.take(inputs)
+        if recording.graph is None:
+            recording.warmed += 1
+            if recording.warmed <= WARM_UP:
+                return self._run(recording)
+            recording.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(recording.graph, pool=self._pool, stream=self._stream):
+                recording.given = self.step(*recording.inputs)
+        recording.graph.replay()
+        return recording.given
+
+    def _run(self, recording: "_Recording") -> Any:
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            given = self.step(*recording.inputs)
+        current.wait_stream(self._stream)
+        return given
+
+
+class _Recording:
+    """The inputs of one shape, in the places that a graph reads, and the graph once there is one.
+
+    A number is in a tensor too, float32 `()`: a graph would know the first one for ever.
+    """
+
+    def __init__(self, inputs: tuple[torch.Tensor | float, ...], device: torch.device) -> None:
+        self.inputs = [
+            x.clone() if isinstance(x, torch.Tensor) else torch.zeros((), device=device)
+            for x in inputs
+        ]
+        self.warmed = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.given: Any = None
+
+    def take(self, inputs: tuple[torch.Tensor | float, ...]) -> None:
+        """Put new inputs into their places."""
+        for place, x in zip(self.inputs, inputs, strict=True):
+            if isinstance(x, torch.Tensor):
+                place.copy_(x)
+            else:
+                place.fill_(x)
