@@ -5,7 +5,8 @@ to launch them than a GPU to compute them.  So a GPU has the data at hand (`Rows
 lacks without being waited for (`upload`), and replays steps as a whole (`Replayed`).
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -62,6 +63,21 @@ def autocast(precision: torch.dtype, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+@contextlib.contextmanager
+def fast_products(exact: bool = False) -> Iterator[None]:
+    """Within it a GPU multiplies float32 by its tensor cores (TF32, 11 bits), unless `exact`.
+
+    torch does so with convolutions anyway.  Of these the fastest way is tried out and taken.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32, cudnn.benchmark = not exact, True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.benchmark = before
+
+
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on `device`; a GPU goes on with what it has to do meanwhile."""
     if device.type == "cuda" and tensor.device.type == "cpu":
@@ -82,7 +98,7 @@ class Rows:
 
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows with these numbers, int64 `(k,)` on the CPU: `(k, …)` on the device."""
-        if self.table.device == self.device:
+        if self.table.is_cuda:
             return self.table[upload(rows, self.device)]
         return upload(self.table[rows], self.device)
 
@@ -90,16 +106,18 @@ class Rows:
 class Replayed:
     """A training step, which a GPU replays as a CUDA graph: hundreds of launches become one.
 
-    On other devices, and where several processes exchange gradients, it is called as it is.
+    On other devices, and where several processes exchange gradients, it is called as it is.  On a
+    GPU within `fast_products`, unless `exact`.
 
     The step takes tensors on the device and numbers, and gives tensors.  It must do the same with
     inputs of the same shapes, change in place what it leaves behind (weights, tables), and read no
     number back from the device.  What it gives is overwritten by its next call.
     """
 
-    def __init__(self, step: Callable[..., Any], device: torch.device) -> None:
+    def __init__(self, step: Callable[..., Any], device: torch.device, exact: bool = False) -> None:
         self.step = step
         self.device = device
+        self.exact = exact
         self.replays = device.type == "cuda" and processes.count() == 1
         self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
         if self.replays:
@@ -110,8 +128,11 @@ class Replayed:
 
     def __call__(self, *inputs: torch.Tensor | float) -> Any:
         """What the step gives for these inputs."""
-        if not self.replays:
+        if self.device.type != "cuda":
             return self.step(*inputs)
+        if not self.replays:
+            with fast_products(self.exact):
+                return self.step(*inputs)
         shapes = tuple(x.shape if isinstance(x, torch.Tensor) else torch.Size() for x in inputs)
         if shapes not in self._recordings:
             self._recordings[shapes] = _Recording(inputs, self.device)
@@ -122,7 +143,8 @@ class Replayed:
             if recording.warmed <= WARM_UP:
                 return self._run(recording)
             recording.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(recording.graph, pool=self._pool, stream=self._stream):
+            recorded = torch.cuda.graph(recording.graph, pool=self._pool, stream=self._stream)
+            with fast_products(self.exact), recorded:
                 recording.given = self.step(*recording.inputs)
         recording.graph.replay()
         return recording.given
@@ -130,7 +152,7 @@ class Replayed:
     def _run(self, recording: "_Recording") -> Any:
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        with fast_products(self.exact), torch.cuda.stream(self._stream):
             given = self.step(*recording.inputs)
         current.wait_stream(self._stream)
         return given
@@ -139,7 +161,8 @@ class Replayed:
 class _Recording:
     """The inputs of one shape, in the places that a graph reads, and the graph once there is one.
 
-    A number is in a tensor too, float32 `()`: a graph would know the first one for ever.
+    A number is in a tensor too, float32 `()`: a graph would know the first one for ever.  It is
+    written when it changes.
     """
 
     def __init__(self, inputs: tuple[torch.Tensor | float, ...], device: torch.device) -> None:
@@ -147,14 +170,16 @@ class _Recording:
             x.clone() if isinstance(x, torch.Tensor) else torch.zeros((), device=device)
             for x in inputs
         ]
+        self.numbers: list[float | None] = [None] * len(inputs)
         self.warmed = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.given: Any = None
 
     def take(self, inputs: tuple[torch.Tensor | float, ...]) -> None:
         """Put new inputs into their places."""
-        for place, x in zip(self.inputs, inputs, strict=True):
+        for i, (place, x) in enumerate(zip(self.inputs, inputs, strict=True)):
             if isinstance(x, torch.Tensor):
                 place.copy_(x)
-            else:
+            elif x != self.numbers[i]:
                 place.fill_(x)
+                self.numbers[i] = x

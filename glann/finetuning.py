@@ -114,7 +114,7 @@ class FineTuning:
                 optimiser.step()
                 return loss.detach()
 
-            learned = Replayed(learn, on_device)
+            learned = Replayed(learn, on_device, exact=like.precision == "float32")
             for step, rows in training.steps(seed):
                 lr = learning_rate(self.schedule, self.lr, step, batches.steps)
                 places = share.places(share.of(rows))

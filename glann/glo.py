@@ -193,7 +193,7 @@ class GLO:
             size: float,
             lr: float,
             code_lr: float,
-            visits: float,
+            *unbiased: float,
         ) -> torch.Tensor:
             set_learning_rate(optimiser, lr)
             z = codes[places].to(device).requires_grad_()
@@ -205,18 +205,18 @@ class GLO:
             optimiser.step()
             # The mean divides each code's gradient by the batch; Adam doesn't mind.
             assert z.grad is not None
-            moved = code_adam.step(codes, places, z.grad.to(home), code_lr, visits)
+            moved = code_adam.step(codes, places, z.grad.to(home), code_lr, *unbiased)
             codes[places] = hold(moved)
             return loss.detach()
 
-        learned = Replayed(learn, home)
+        learned = Replayed(learn, home, exact=self.precision == "float32")
         for step, rows in training.steps(seed):
             lr = learning_rate(self.schedule, self.generator_lr, step, steps)
             code_lr = learning_rate(self.schedule, self.code_lr, step, steps)
-            visits = step // training.batches.per_epoch + 1
+            unbiased = code_adam.unbiased(visits=step // training.batches.per_epoch + 1)
             places = share.places(share.of(rows))
-            batch = own_images[places]
-            loss = learned(batch, upload(places, home), len(rows), lr, code_lr, visits)
+            batch, places = own_images[places], upload(places, home)
+            loss = learned(batch, places, len(rows), lr, code_lr, *unbiased)
 
             training.record(loss, lr=lr)
             if training.picture_due:
@@ -294,21 +294,24 @@ class CodeAdam:
         """Both moments, float32 `(n, code_dim)`."""
         return {"mean": self.mean, "square": self.square}
 
+    def unbiased(self, visits: int) -> tuple[float, float]:
+        """What the moments of a constant are short of it by, as factors, after so many visits."""
+        return 1 - self.BETA1**visits, 1 - self.BETA2**visits
+
     def step(
         self,
         codes: torch.Tensor,
         rows: torch.Tensor,
-        gradient: torch.Tensor | None,
+        gradient: torch.Tensor,
         lr: float,
-        visits: float,
+        mean_factor: float,
+        square_factor: float,
     ) -> torch.Tensor:
-        """The moved codes of `rows`, `(len(rows), code_dim)`, after their visit number `visits`."""
-        assert gradient is not None
+        """The moved codes of `rows`, `(len(rows), code_dim)`; both factors as `unbiased` gives."""
         mean = self.mean[rows].lerp_(gradient, 1 - self.BETA1)
         square = self.square[rows].lerp_(gradient.square(), 1 - self.BETA2)
         self.mean[rows], self.square[rows] = mean, square
-        mean = mean / (1 - self.BETA1**visits)
-        square = square / (1 - self.BETA2**visits)
+        mean, square = mean / mean_factor, square / square_factor
         moved: torch.Tensor = codes[rows] - lr * mean / square.sqrt_().add_(self.EPSILON)
         return moved
 

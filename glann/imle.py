@@ -37,7 +37,7 @@ from glann.codes import as_codes, on_sphere
 from glann.devices import PRECISIONS, Replayed, autocast, pick_device, pick_precision, upload
 from glann.errors import GlannError
 from glann.metric import Metric, image_metric
-from glann.nearest import EXACT, SEARCHES, nearest, recall
+from glann.nearest import EXACT, SEARCHES, nearest, nearest_in_groups, recall
 from glann.networks import Generator, Mapper, evaluation_mode
 from glann.randomness import BLOCK, noise, permutation, seeded
 from glann.randomness import generator as random_generator
@@ -68,8 +68,8 @@ GROUP = 65_536
 CHANGES = 4
 """Changes of a code's noise that a round of refinement tries."""
 
-REFINED = 1024
-"""Codes whose noise is refined at a time."""
+REFINED = {"cpu": 1024, "cuda": 16_384}
+"""Codes whose noise is refined at a time: no more than a CPU's cache holds."""
 
 
 @dataclass(kw_only=True)
@@ -171,7 +171,7 @@ class IMLE:
             saved = training.resume()
             metric = self._metric(codes, generator, saved, seed, device)
             codes = metric.coordinates(codes)
-            centres = saved["mapper"]["centres"] if saved else self._centres(codes, seed)
+            centres = saved["mapper"]["centres"] if saved else self._centres(codes, seed, on_device)
             with seeded(seed, "mapper"):
                 mapper = Mapper(
                     self.noise_dim,
@@ -223,7 +223,7 @@ class IMLE:
             return Metric.plain(codes.shape[1], sphere)
         return Metric.of(image_metric(generator, codes, seed=seed, device=device), sphere)
 
-    def _centres(self, codes: torch.Tensor, seed: int) -> torch.Tensor:
+    def _centres(self, codes: torch.Tensor, seed: int, device: torch.device) -> torch.Tensor:
         """The cells' centres, found by k-means: float32 `(cells, code_dim)`."""
         n = len(codes)
         rows = permutation(seed, "cells", 0, n)[:CLUSTERED]
@@ -231,8 +231,10 @@ class IMLE:
         cells = min(
             self.cells or max(round(n**0.5), min(1000, n // 64)), len(np.unique(chosen, axis=0))
         )
-        # One thread: sums in the same order every time, in each of several processes too.
-        with threadpool_limits(1):
+        # One thread: sums in the same order every time, in each of several processes too. A GPU
+        # rounds differently anyway, and would wait.
+        alone = device.type == "cuda" and processes.count() == 1
+        with threadpool_limits(None if alone else 1):
             found = KMeans(cells, n_init=1, max_iter=20, random_state=seed % 2**32).fit(chosen)
         centres = torch.from_numpy(found.cluster_centers_).float()
         occupied, _ = nearest(codes, centres)
@@ -256,46 +258,49 @@ class IMLE:
         model = processes.parallel(mapper)
         optimiser = adam(mapper, self.lr, self.weight_decay)
         steps_of_matching = self.keep * training.batches.per_epoch
-        chosen = torch.empty(0)
+        chosen = torch.empty(len(codes), self.noise_dim, device=device)
         if saved:
             load_optimiser_state(optimiser, saved["optimiser"])
-            chosen = saved["matching"]["noise"][share.items].to(device)
+            chosen.copy_(saved["matching"]["noise"][share.items])
         radius = self.refuse * _apart(known, seed) if self.refuse else 0.0
         precision = pick_precision(self.precision, device)
         steps = training.batches.steps
-        found: dict[str, float] = {}
+        more: dict[str, float] = {}
 
         def learn(
-            e: torch.Tensor, own: torch.Tensor, targets: torch.Tensor, size: float, lr: float
+            places: torch.Tensor, nudge: torch.Tensor, size: float, lr: float
         ) -> torch.Tensor:
             set_learning_rate(optimiser, lr)
+            e = chosen[places]
+            if self.perturbation:
+                e = e + self.perturbation * nudge
             with autocast(precision, device):
-                made = model(e, own)
+                made = model(e, cells[places])
             # 1 is what the cells' centres alone would give, whatever unit the codes came in.
-            errors = ((made.float() - targets) / mapper.scale).square().mean(1)
+            errors = ((made.float() - codes[places]) / mapper.scale).square().mean(1)
             loss: torch.Tensor = errors.sum() / size
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             return loss.detach()
 
-        learned = Replayed(learn, device)
+        learned = Replayed(learn, device, exact=self.precision == "float32")
         for step, rows in training.steps(seed):
             if step % steps_of_matching == 0:
                 matching = step // steps_of_matching
-                chosen, recalled = self.match(mapper, codes, cells, counts, seed, matching, radius)
+                found, recalled = self.match(mapper, codes, cells, counts, seed, matching, radius)
+                chosen.copy_(found)  # where `learn` looks for it
                 if self.search not in EXACT:
-                    found["recall"] = float(processes.total(recalled)) / share.n
+                    more["recall"] = float(processes.total(recalled)) / share.n
             lr = learning_rate(self.schedule, self.lr, step, steps)
-            places = upload(share.places(share.of(rows)), device)
-            e = chosen[places]
+            nudge = torch.empty(0)
             if self.perturbation:
                 random = random_generator(seed, "perturbation", step)
-                nudge = torch.randn(len(rows), self.noise_dim, generator=random)
-                e = e + self.perturbation * upload(nudge[share.among(rows)], device)
-            loss = learned(e, cells[places], codes[places], len(rows), lr)
+                nudge = torch.randn(len(rows), self.noise_dim, generator=random)[share.among(rows)]
+            places = upload(share.places(share.of(rows)), device)
+            loss = learned(places, upload(nudge, device), len(rows), lr)
 
-            training.record(loss, lr=lr, **found)
+            training.record(loss, lr=lr, **more)
             if training.picture_due:
                 details = self._details(mapper, known, cells, chosen, share, seed)
                 made = _drawn(mapper, details, metric, seed, "snapshot", 0, SNAPSHOT)
@@ -343,33 +348,31 @@ class IMLE:
         recalled = torch.zeros((), dtype=torch.float64)
         sizes = (self.pool * counts).round().clamp_min(1).long()
         precision = pick_precision(self.precision, device)
-        members = cells.argsort().split(cells.bincount(minlength=len(counts)).tolist())
-        start = 0
+        order, members = cells.argsort(), cells.bincount(minlength=len(counts)).cpu()
+        drawn, done = 0, 0
         for group in _groups(sizes):
-            own = sizes[group].tolist()
-            pool = noise(seed, f"candidates {matching}", start, start + sum(own), self.noise_dim)
-            pool, of = pool.to(device), torch.repeat_interleave(group, sizes[group]).to(device)
-            start += len(pool)
+            own, theirs = sizes[group], members[group]
+            pool = noise(
+                seed, f"candidates {matching}", drawn, drawn + int(own.sum()), self.noise_dim
+            )
+            pool, of = upload(pool, device), upload(torch.repeat_interleave(group, own), device)
+            mine = order[done : done + int(theirs.sum())]
+            drawn, done = drawn + len(pool), done + len(mine)
             rows = torch.arange(len(pool), device=device).split(8192)
             with autocast(precision, device):
                 made = processes.by_parts(rows, partial(_candidates, mapper, pool, of))
-            parts = zip(pool.split(own), made.split(own), strict=True)
-            for cell, (e, candidates) in zip(group.tolist(), parts, strict=True):
-                mine = members[cell]
-                if radius:
-                    kept = _not_refused(candidates, codes[mine], radius)
-                    e, candidates = e[kept], candidates[kept]
-                if not len(mine):
-                    continue
-                best, _ = nearest(codes[mine], candidates, self.search)
-                chosen[mine] = e[best]
-                if self.search not in EXACT:
-                    tried = max(1, 1000 * len(mine) // len(codes))
-                    recalled += len(mine) * recall(codes[mine], candidates, best, tried)
+            if radius:
+                kept, own = _not_refused(made, codes[mine], own, theirs, radius)
+                pool, made = pool[kept], made[kept]
+            best, _ = nearest_in_groups(codes[mine], made, theirs, own, self.search)
+            chosen[mine] = pool[best]
+            if self.search not in EXACT:
+                recalled += _recalled(codes[mine], made, theirs, own, best, len(codes))
         if not self.refine or radius:  # what is refused comes no nearer
             return chosen, recalled
-        for first in range(0, len(codes), REFINED):
-            part = slice(first, first + REFINED)
+        at_a_time = REFINED["cuda" if device.type == "cuda" else "cpu"]
+        for first in range(0, len(codes), at_a_time):
+            part = slice(first, first + at_a_time)
             chosen[part] = self._refined(
                 mapper, chosen[part], codes[part], cells[part], first, seed, matching
             )
@@ -404,7 +407,7 @@ class IMLE:
                 h = 0.7 * 0.75**turn
                 purpose = f"change {matching} {turn}"
                 changes = noise(seed, purpose, start, start + k * count, CHANGES * noise_dim)
-                changes = changes[items].view(k, CHANGES, noise_dim).to(e.device)
+                changes = upload(changes[items].view(k, CHANGES, noise_dim), e.device)
                 tried = (1 - h * h) ** 0.5 * e[:, None] + h * changes
                 made = _candidates(
                     mapper, tried.flatten(0, 1), cells.repeat_interleave(CHANGES), rows
@@ -522,19 +525,69 @@ def _apart(codes: torch.Tensor, seed: int) -> float:
     return float(torch.cat(parts).median())
 
 
-def _not_refused(candidates: torch.Tensor, codes: torch.Tensor, radius: float) -> torch.Tensor:
-    """Which candidates are no nearer than `radius` to any of a cell's codes: int64 `(≤ m,)`.
+def _not_refused(
+    candidates: torch.Tensor,
+    codes: torch.Tensor,
+    own: torch.Tensor,
+    theirs: torch.Tensor,
+    radius: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which candidates are no nearer than `radius` to any of their cell's codes.
 
     RS-IMLE (Vashist, Peng & Li 2024, arXiv 2409.17439): a code that always chooses the nearest
     learns from noise such as is hardly ever drawn, so what has arrived already is left out, and the
-    noise learned from is more like all noise.  Where all candidates have arrived, all are kept.
+    noise learned from is more like all noise.  Where all of a cell have arrived, all are kept.
+
+    Args:
+        candidates: float32 `(m, code_dim)`, cell after cell.
+        codes: float32 `(n, code_dim)`, likewise.
+        own: how many candidates each cell has, int64 `(cells,)`.
+        theirs: how many of the codes.
+        radius: the distance.
+
+    Returns:
+        Rows of `candidates`, int64 `(≤ m,)`, and how many of them each cell has, int64 `(cells,)`.
     """
     near = torch.zeros(len(candidates))
-    if len(codes):
-        near = (nearest(candidates, codes)[1] < radius**2).float().cpu()
+    cells = zip(
+        near.split(own.tolist()),
+        candidates.split(own.tolist()),
+        codes.split(theirs.tolist()),
+        strict=True,
+    )
+    for flags, some, around in cells:
+        if len(around):
+            flags.copy_(nearest(some, around)[1] < radius**2)
     processes.total(near)  # of the codes of all processes
-    kept = (near == 0).nonzero()[:, 0].to(candidates.device)
-    return kept if len(kept) else torch.arange(len(candidates), device=candidates.device)
+    free = near == 0
+    for flags in free.split(own.tolist()):
+        if not flags.any():
+            flags.fill_(True)
+    counts = torch.tensor([int(flags.sum()) for flags in free.split(own.tolist())])
+    return free.nonzero()[:, 0].to(candidates.device), counts
+
+
+def _recalled(
+    codes: torch.Tensor,
+    candidates: torch.Tensor,
+    theirs: torch.Tensor,
+    own: torch.Tensor,
+    best: torch.Tensor,
+    n: int,
+) -> float:
+    """About how many of a group's codes found their nearest, by trials: a thousand of all n codes.
+
+    `best` is what they found, rows of `candidates`; for the others see `_not_refused`.
+    """
+    found = 0.0
+    starts = own.cumsum(0) - own
+    parts = (table.split(counts.tolist()) for table, counts in ((codes, theirs), (best, theirs)))
+    cells = zip(*parts, candidates.split(own.tolist()), starts.tolist(), strict=True)
+    for mine, chosen, some, start in cells:
+        if len(mine):
+            tried = max(1, 1000 * len(mine) // n)
+            found += len(mine) * recall(mine, some, chosen - start, tried)
+    return found
 
 
 def _candidates(

@@ -17,6 +17,9 @@ from glann.images import pad
 
 LOSSES = ("scattering", "laplacian", "l1", "vgg")
 
+SMALL = 1024
+"""Pixels of an image up to which a GPU computes losses by matrices."""
+
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -29,10 +32,11 @@ def make_loss(
     """The loss called `name`, one of LOSSES, for images of (height, width), on `device`."""
     if name == "l1":
         return l1
-    if name == "scattering":
-        return Scattering(image_size).to(device)
-    if name == "laplacian":
-        return LaplacianPyramid(image_size).to(device)
+    if name in ("scattering", "laplacian"):
+        loss = Scattering(image_size) if name == "scattering" else LaplacianPyramid(image_size)
+        small = image_size[0] * image_size[1] <= SMALL
+        by_matrices = device.type == "cuda" and small
+        return (ByMatrices(loss, image_size) if by_matrices else loss).to(device)
     if name == "vgg":
         return Perceptual(load_vgg16(vgg_weights)).to(device)
     raise GlannError(f"loss = {name!r} is unknown; wanted one of {', '.join(LOSSES)}")
@@ -136,6 +140,10 @@ class Scattering(nn.Module):
 
     def coefficients(self, images: torch.Tensor) -> list[torch.Tensor]:
         """S_j of `(n, c, h, w)`, finest first: each `(n·c, directions, about h/2^(j+1), …)`."""
+        return [average(modulus(*waves.chunk(2, dim=1))) for waves in self.waves(images)]
+
+    def waves(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """x_j ∗ ψ_θ, finest first: each `(n·c, 2·directions, about h/2^(j+1), …)`."""
         found = []
         wavelets = self.get_buffer("wavelets")
         images = images.flatten(0, 1)[:, None]
@@ -143,9 +151,7 @@ class Scattering(nn.Module):
         for _ in range(self.pyramid.levels):
             padded = F.pad(images, (reach,) * 4, mode="reflect")
             # A modulus varies slowly: every second one will do, at a quarter of the cost.
-            even, odd = F.conv2d(padded, wavelets, stride=2).chunk(2, dim=1)
-            modulus = (even.square() + odd.square() + 1e-6).sqrt()
-            found.append(F.avg_pool2d(modulus, 2, 1))
+            found.append(F.conv2d(padded, wavelets, stride=2))
             images = F.avg_pool2d(images, 2)
         return found
 
@@ -168,6 +174,65 @@ class Scattering(nn.Module):
             apart = (mine - theirs).abs().unflatten(0, output.shape[:2])
             loss = loss + self.WEIGHT * apart.flatten(1).mean(1)
         return loss
+
+
+def modulus(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
+    """√(even² + odd²), with a slope where both are 0."""
+    return (even.square() + odd.square() + 1e-6).sqrt()
+
+
+def average(maps: torch.Tensor) -> torch.Tensor:
+    """A of `Scattering`: over 2×2 of every second pixel."""
+    return F.avg_pool2d(maps, 2, 1)
+
+
+class ByMatrices(nn.Module):
+    """`Scattering` or `LaplacianPyramid` of small images, for a GPU: the same in fewer products.
+
+    All is linear but moduli and absolute values, so levels, wavelets and averages become a matrix
+    each.  It has more to multiply and a third of the kernels, which is what a GPU's time goes into
+    while images are small.
+    """
+
+    def __init__(self, loss: "LaplacianPyramid | Scattering", image_size: tuple[int, int]) -> None:
+        super().__init__()
+        pyramid = loss if isinstance(loss, LaplacianPyramid) else loss.pyramid
+        pixels = image_size[0] * image_size[1]
+        each = torch.eye(pixels).view(pixels, 1, *image_size)
+        self._keep("levels", pyramid.pyramid(each), 1.0)
+        self.scatters = isinstance(loss, Scattering)
+        if isinstance(loss, Scattering):
+            waves = [wave.chunk(2, dim=1) for wave in loss.waves(each)]
+            self.register_buffer("even", torch.cat([even.flatten(1) for even, _ in waves], 1))
+            self.register_buffer("odd", torch.cat([odd.flatten(1) for _, odd in waves], 1))
+            parts = [even.shape[1:] for even, _ in waves]
+            every = torch.eye(sum(part.numel() for part in parts))
+            maps = every.split([part.numel() for part in parts], dim=1)
+            averages = [average(m.unflatten(1, part)) for m, part in zip(maps, parts, strict=True)]
+            self._keep("averages", averages, loss.WEIGHT)
+
+    def _keep(self, name: str, tables: list[torch.Tensor], weight: float) -> None:
+        """A matrix of all tables' columns, and a row of weights that takes each one's mean."""
+        flat = [table.flatten(1) for table in tables]
+        weights = [torch.full((table.shape[1],), weight / table.shape[1]) for table in flat]
+        self.register_buffer(name, torch.cat(flat, 1))
+        self.register_buffer(f"{name}_weights", torch.cat(weights))
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Float `(n, c, h, w)` twice → float `(n,)`."""
+        n, channels = output.shape[:2]
+        output, target = output.reshape(n * channels, -1), target.reshape(n * channels, -1)
+        loss = ((output - target) @ self.get_buffer("levels")).abs() @ self.get_buffer(
+            "levels_weights"
+        )
+        if self.scatters:
+            both = torch.cat([output, target])
+            mine, theirs = modulus(
+                both @ self.get_buffer("even"), both @ self.get_buffer("odd")
+            ).chunk(2)
+            apart = ((mine - theirs) @ self.get_buffer("averages")).abs()
+            loss = loss + apart @ self.get_buffer("averages_weights")
+        return loss.view(n, channels).mean(1)
 
 
 VGG16_CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)

@@ -1,10 +1,12 @@
 """Nearest neighbours: the inner loop of IMLE.
 
-Exact in torch, on any device, by tiles: the matrix of all distances is never held.  faiss (CPU or
-GPU) is the other exact back end and gives the same neighbours.  Its inverted lists look only among
-the points of the nearest clusters: faster, and as good as `recall` says on the codes at hand.
+Exact in torch, on any device, by tiles: the matrix of all distances is never held.  Hopper GPUs
+have a kernel that is faster still (`nearest_triton`).  faiss (CPU or GPU) is the other exact back
+end and gives the same neighbours.  Its inverted lists look only among the points of the nearest
+clusters: faster, and as good as `recall` says on the codes at hand.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,30 +45,121 @@ def nearest(
     Raises:
         GlannError: on shapes that don't fit, and on NaN or infinite numbers.
     """
+    _check(queries, points, search)
+    if len(points) == 0:
+        raise GlannError("there are no points to search")
+    n, m = (torch.tensor([len(rows)]) for rows in (queries, points))
+    return _nearest(queries, points, n, m, search)
+
+
+def nearest_in_groups(
+    queries: torch.Tensor,
+    points: torch.Tensor,
+    query_counts: torch.Tensor,
+    point_counts: torch.Tensor,
+    search: str = "torch",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `nearest`, but each query is searched for among the points of its own group only.
+
+    Args:
+        queries: float `(n, d)`, group by group.
+        points: float `(m, d)`, likewise, on the same device.
+        query_counts: queries in each group, int64 `(groups,)`, on the CPU.
+        point_counts: points in each, likewise; ≥ 1 where there are queries.
+        search: as of `nearest`.
+
+    Returns:
+        As of `nearest`: indices into all `points`, and the squared distances.
+
+    Raises:
+        GlannError: as `nearest`, and on counts that don't fit.
+    """
+    _check(queries, points, search)
+    for rows, counts, name in (queries, query_counts, "query"), (points, point_counts, "point"):
+        if (counts.dtype, counts.device.type, counts.ndim) != (torch.int64, "cpu", 1):
+            raise GlannError(
+                f"{name}_counts are {counts.dtype}, {tuple(counts.shape)}, on {counts.device}; "
+                "wanted int64 (groups,) on the CPU"
+            )
+        if (counts < 0).any() or counts.sum() != len(rows):
+            raise GlannError(
+                f"{name}_counts sum to {counts.sum()} or some are negative; wanted those of "
+                f"{len(rows)} rows"
+            )
+    if len(query_counts) != len(point_counts):
+        raise GlannError(
+            f"there are {len(query_counts)} query_counts and {len(point_counts)} point_counts; "
+            "wanted one of each for every group"
+        )
+    lacking = ((query_counts > 0) & (point_counts == 0)).nonzero()[:, 0].tolist()
+    if lacking:
+        raise GlannError(f"there are no points to search for the queries of group {lacking[0]}")
+    return _nearest(queries, points, query_counts, point_counts, search)
+
+
+def _check(queries: torch.Tensor, points: torch.Tensor, search: str) -> None:
     if queries.ndim != 2 or points.ndim != 2 or queries.shape[1] != points.shape[1]:
         raise GlannError(
             f"queries {tuple(queries.shape)} and points {tuple(points.shape)} don't fit; wanted "
             "(n, d) and (m, d)"
         )
-    if len(points) == 0:
-        raise GlannError("there are no points to search")
+    if search not in SEARCHES:
+        raise GlannError(f"search = {search!r} is unknown; wanted one of {', '.join(SEARCHES)}")
+
+
+def _nearest(
+    queries: torch.Tensor,
+    points: torch.Tensor,
+    query_counts: torch.Tensor,
+    point_counts: torch.Tensor,
+    search: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     queries, points = queries.detach().float(), points.detach().float()
-    # Distances don't change when all is moved, and near the origin fewer digits cancel.
-    middle = points.mean(0)
     with torch.autocast(queries.device.type, enabled=False):  # half precision finds others
-        if search == "torch":
-            indices = _by_tiles(queries, points - middle, middle)
-        elif search in SEARCHES:
-            indices = _by_faiss(queries - middle, points - middle, search)
-        else:
-            raise GlannError(f"search = {search!r} is unknown; wanted one of {', '.join(SEARCHES)}")
+        groups = (queries, points, query_counts, point_counts)
+        at_once = search_at_once(queries.device) if search == "torch" else None
+        indices = at_once(*groups) if at_once else _by_group(*groups, search)
     distances = _squared_distances(queries, points, indices)
-    if not (middle.isfinite().all() and distances.isfinite().all()):
+    if not (points.sum(0).isfinite().all() & distances.isfinite().all()):
         raise GlannError(
             "queries or points hold NaN, infinite or too large numbers; if training made them, try "
             "a lower learning rate"
         )
     return indices, distances
+
+
+def search_at_once(device: torch.device) -> Callable[..., torch.Tensor] | None:
+    """The search of all groups in one go, `nearest_triton.search`, if this device has it."""
+    if device.type != "cuda":
+        return None
+    try:
+        from glann.nearest_triton import available, search
+    except ImportError:  # Triton, which comes with torch for CUDA only
+        return None
+    return search if available(device) else None
+
+
+def _by_group(
+    queries: torch.Tensor,
+    points: torch.Tensor,
+    query_counts: torch.Tensor,
+    point_counts: torch.Tensor,
+    search: str,
+) -> torch.Tensor:
+    found = [torch.empty(0, dtype=torch.int64, device=queries.device)]
+    first = 0
+    of_queries, of_points = query_counts.tolist(), point_counts.tolist()
+    for own, among in zip(queries.split(of_queries), points.split(of_points), strict=True):
+        if len(own):
+            # Distances don't change when all is moved, and near the origin fewer digits cancel.
+            middle = among.mean(0)
+            if search == "torch":
+                indices = _by_tiles(own, among - middle, middle)
+            else:
+                indices = _by_faiss(own - middle, among - middle, search)
+            found.append(indices + first)
+        first += len(among)
+    return torch.cat(found)
 
 
 def _squared_distances(
@@ -139,4 +232,5 @@ def _by_faiss(queries: torch.Tensor, points: torch.Tensor, search: str) -> torch
         index = faiss.index_cpu_to_all_gpus(index)
     index.add(points.cpu().numpy())
     _, found = index.search(queries.cpu().numpy(), 1)
-    return torch.from_numpy(found[:, 0]).to(queries.device)
+    found = found[:, 0].clip(min=0)  # −1 for a query that is NaN
+    return torch.from_numpy(found).to(queries.device)

@@ -6,6 +6,7 @@ Nothing has to be saved to resume a run, and sample 7 of seed 3 is the same what
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -13,6 +14,9 @@ from glann.errors import GlannError
 
 BLOCK = 1024
 """Rows that `noise` draws from one generator.  Part of the meaning of a seed: never change it."""
+
+NUMBERS_OF_A_THREAD = 2**18
+"""Numbers that are worth a thread: a millisecond or two of drawing."""
 
 
 def _number(seed: int, purpose: str, index: int) -> int:
@@ -40,8 +44,18 @@ def noise(seed: int, purpose: str, start: int, stop: int, dim: int) -> torch.Ten
         return torch.empty(0, dim, dtype=torch.float32)
     first, last = start // BLOCK, (stop - 1) // BLOCK
     rows = torch.empty((last + 1 - first) * BLOCK, dim, dtype=torch.float32)
-    for number, block in enumerate(rows.split(BLOCK)):
-        torch.randn(BLOCK, dim, generator=generator(seed, purpose, first + number), out=block)
+
+    def draw(number: int, block: torch.Tensor) -> None:
+        torch.randn(BLOCK, dim, generator=generator(seed, purpose, number), out=block)
+
+    blocks = rows.split(BLOCK)
+    threads = min(torch.get_num_threads(), rows.numel() // NUMBERS_OF_A_THREAD)
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(draw, range(first, last + 1), blocks))  # which raises what they raise
+    else:
+        for number, block in enumerate(blocks, first):
+            draw(number, block)
     return rows[start - first * BLOCK : stop - first * BLOCK]
 
 

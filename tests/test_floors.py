@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "glann"
 
 FLOORS = [
-    ("errors",),
+    ("errors", "nearest_triton"),
     ("settings", "storage", "nearest", "randomness"),
     ("images", "codes", "places", "processes"),
     ("formats", "networks", "losses", "devices"),

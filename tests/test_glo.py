@@ -255,7 +255,7 @@ def test_bias_of_code_adam_is_corrected_by_visits():
     rows = torch.arange(5)
     for step in range(10):
         gradient = torch.randn(5, 3, generator=generator)
-        mine[rows] = adam.step(mine, rows, gradient, 0.1, step + 1)
+        mine[rows] = adam.step(mine, rows, gradient, 0.1, *adam.unbiased(step + 1))
         theirs.grad = gradient.clone()
         oracle.step()
     torch.testing.assert_close(mine, theirs.detach())
@@ -265,7 +265,7 @@ def test_code_adam_touches_only_its_rows():
     codes = torch.ones(4, 2)
     adam = glo.CodeAdam(codes)
     rows = torch.tensor([1, 3])
-    codes[rows] = adam.step(codes, rows, torch.ones(2, 2), 0.1, 1)
+    codes[rows] = adam.step(codes, rows, torch.ones(2, 2), 0.1, *adam.unbiased(1))
     torch.testing.assert_close(codes, torch.tensor([[1, 1], [0.9, 0.9], [1, 1], [0.9, 0.9]]))
     assert (adam.mean[[0, 2]] == 0).all()
     assert (adam.square[[0, 2]] == 0).all()

@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import TINY_GLO, TINY_IMLE, Killed
 
+import glann.nearest
 from glann import GLANN, GLO, IMLE
 from glann.baselines import MODELS, make_baseline
 from glann.devices import Replayed
 from glann.finetuning import FineTuning
-from glann.nearest import SEARCHES, nearest
+from glann.nearest import SEARCHES, nearest, nearest_in_groups
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -22,17 +23,65 @@ def test_samples_are_those_of_the_cpu(trained, tmp_path):
     assert (cpu.int() - gpu.int()).abs().max() <= 1  # of 255
 
 
+def normal(seed, n, d):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def check_neighbours(points, found, wanted):
+    """Indices and squared distances are the same but for rounding; of few numbers the latter."""
+    assert found[0].device.type == found[1].device.type == "cuda"
+    torch.testing.assert_close(found[1].cpu(), wanted[1], rtol=1e-4, atol=1e-4)
+    if points.shape[1] > 3:  # else many are equally near
+        assert (found[0].cpu() == wanted[0]).float().mean() > 0.999
+
+
 @pytest.mark.parametrize("search", SEARCHES)
 def test_neighbours_are_those_of_the_cpu(search):
     if search != "torch":
         pytest.importorskip("faiss")
-    random = torch.Generator().manual_seed(0)
-    queries, points = (torch.randn(n, 64, generator=random) for n in (3000, 20_000))
-    wanted, distances = nearest(queries, points)
-    found, there = nearest(queries.cuda(), points.cuda(), search)
-    assert found.device.type == "cuda"
-    torch.testing.assert_close(there.cpu(), distances, rtol=1e-4, atol=1e-4)
-    assert (found.cpu() == wanted).float().mean() > 0.999
+    queries, points = normal(0, 3000, 64), normal(1, 20_000, 64)
+    check_neighbours(
+        points, nearest(queries.cuda(), points.cuda(), search), nearest(queries, points)
+    )
+
+
+def test_hopper_has_a_search_of_its_own():
+    pytest.importorskip("triton")
+    from glann.nearest_triton import available
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert available(device) == (torch.cuda.get_device_capability() == (9, 0))
+
+
+@pytest.mark.parametrize("d", [1, 3, 64, 65, 130, 513])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 1000), (777, 50), (333, 4001)])
+def test_neighbours_of_any_number_of_numbers(n, m, d):
+    queries, points = normal(0, n, d), normal(1, m, d)
+    check_neighbours(points, nearest(queries.cuda(), points.cuda()), nearest(queries, points))
+
+
+def test_many_neighbours():
+    queries, points = normal(0, 5000, 64), normal(1, 40_000, 64)
+    check_neighbours(points, nearest(queries.cuda(), points.cuda()), nearest(queries, points))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("d", [1, 3, 64, 65, 130, 513])
+def test_neighbours_in_groups(d, at_once, monkeypatch):
+    if not at_once:
+        monkeypatch.setattr(glann.nearest, "_search_at_once", lambda device: None)
+    random = torch.Generator().manual_seed(2)
+    of_queries, of_points = (torch.randint(1, most, (50,), generator=random) for most in (150, 700))
+    of_queries[::7] = 0
+    of_points[::14] = 0
+    queries, points = normal(0, int(of_queries.sum()), d), normal(1, int(of_points.sum()), d)
+    wanted = nearest_in_groups(queries, points, of_queries, of_points)
+    found = nearest_in_groups(queries.cuda(), points.cuda(), of_queries, of_points)
+    check_neighbours(points, found, wanted)
+    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), of_points.cumsum(0)])
+    group = torch.arange(50).repeat_interleave(of_queries)
+    assert (found[0].cpu() >= bounds[group]).all()
+    assert (found[0].cpu() < bounds[group + 1]).all()
 
 
 def test_both_stages_learn_as_on_the_cpu(digits):
@@ -57,8 +106,8 @@ def steps(request, monkeypatch):
     if request.param == "launched":
         original = Replayed.__init__
 
-        def launched(self, step, device):
-            original(self, step, device)
+        def launched(self, *given, **more):
+            original(self, *given, **more)
             self.replays = False
 
         monkeypatch.setattr(Replayed, "__init__", launched)
@@ -118,7 +167,7 @@ def test_fine_tuning_learns_as_on_the_cpu(digits, trained, tmp_path):
     for device in ("cpu", "cuda"):
         tuning = FineTuning(epochs=4, batch_size=32)
         codes = trained.codes[: len(digits)]
-        tuning.fit(digits, codes, trained.generator_, device=device, folder=tmp_path / device)
+        tuning.fit(digits, codes, trained.generator, device=device, folder=tmp_path / device)
     assert last_loss(tmp_path / "cuda") == pytest.approx(last_loss(tmp_path / "cpu"), rel=0.03)
 
 

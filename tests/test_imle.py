@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import json
 
 import pytest
@@ -115,26 +114,29 @@ def test_both_searches_learn_the_same(codes):
 def test_each_code_is_matched_to_the_nearest_candidate_of_its_cell(codes, monkeypatch, cells):
     """The noise that a step learns from is the one whose candidate was nearest to its code."""
     matchings = []
-    search = imle.nearest
+    search = imle.nearest_in_groups
 
-    def spy(queries, candidates, *how):
-        found = search(queries, candidates, *how)
-        if how:  # those without are of the cells themselves
-            matchings.append((queries, candidates, found))
+    def spy(*given):
+        found = search(*given)
+        matchings.append((*given, *found))
         return found
 
-    monkeypatch.setattr(imle, "nearest", spy)
+    monkeypatch.setattr(imle, "nearest_in_groups", spy)
     IMLE(**{**TINY_IMLE, "epochs": 1}, pool=3.0, cells=cells).fit(codes)
-    assert len(matchings) == cells
-    assert sum(len(queries) for queries, _, _ in matchings) == 150
-    for queries, candidates, (_, distances) in matchings:
-        assert len(candidates) == 3 * len(queries)
-        oracle = torch.cdist(queries, candidates).square()
-        torch.testing.assert_close(oracle.min(1).values, distances, atol=1e-5, rtol=1e-4)
+    ((queries, candidates, theirs, own, _, _, distances),) = matchings
+    assert len(queries) == 150
+    assert len(theirs) == cells
+    assert torch.equal(own, 3 * theirs)
+    queries, candidates = queries.split(theirs.tolist()), candidates.split(own.tolist())
+    for mine, some, found in zip(
+        queries, candidates, distances.split(theirs.tolist()), strict=True
+    ):
+        oracle = torch.cdist(mine, some).square()
+        torch.testing.assert_close(oracle.min(1).values, found, atol=1e-5, rtol=1e-4)
     if cells > 1:  # a cell's codes are nearer to each other than to those of others
-        means = torch.stack([queries.mean(0) for queries, _, _ in matchings])
-        for number, (queries, _, _) in enumerate(matchings):
-            assert (search(queries, means)[0] == number).float().mean() > 0.9
+        means = torch.stack([mine.mean(0) for mine in queries])
+        for number, mine in enumerate(queries):
+            assert (nearest(mine, means)[0] == number).float().mean() > 0.9
 
 
 def matched(model, codes, monkeypatch):
@@ -166,26 +168,31 @@ def test_candidates_are_drawn_anew_for_each_matching(codes, monkeypatch, cells):
 @pytest.mark.parametrize("cells", [1, 4])
 def test_refused_candidates_are_not_chosen_unless_all_are(codes, monkeypatch, cells):
     """The oracle: of the candidates that are far enough from the cell's codes, the nearest."""
-    searched = []
-    search = imle.nearest
+    searched, matched = [], []
+    search, match = imle.nearest, imle.nearest_in_groups
 
-    def spy(queries, points, *how):
-        searched.append((queries, points, bool(how)))
-        return search(queries, points, *how)
+    def spy_search(queries, points):
+        searched.append((queries, points))
+        return search(queries, points)
 
-    monkeypatch.setattr(imle, "nearest", spy)
+    def spy_match(*given):
+        matched.append((given, searched[-cells:]))
+        return match(*given)
+
+    monkeypatch.setattr(imle, "nearest", spy_search)
+    monkeypatch.setattr(imle, "nearest_in_groups", spy_match)
     IMLE(**{**TINY_IMLE, "epochs": 1}, pool=3.0, cells=cells, refuse=0.8).fit(codes)
     distances = torch.cdist(codes, codes).fill_diagonal_(torch.inf).amin(1)
     radius = 0.8 * float(distances.median())
-    # A search for the codes near candidates, then the matching among those that are left.
-    pairs = [(a, b) for a, b in itertools.pairwise(searched) if b[2]]
-    assert len(pairs) == cells
+    # In each cell a search for the codes near candidates, then a matching among those left.
+    (((queries, left, theirs, own, _), searches),) = matched
+    queries, left = queries.split(theirs.tolist()), left.split(own.tolist())
     refused = 0
-    for (candidates, mine, _), (queries, left, _) in pairs:
-        assert torch.equal(mine, queries)
+    for (candidates, around), mine, kept in zip(searches, queries, left, strict=True):
+        assert torch.equal(around, mine)
         far = torch.cdist(candidates, mine).amin(1) >= radius
-        assert torch.equal(left, candidates[far] if far.any() else candidates)
-        refused += len(candidates) - len(left)
+        assert torch.equal(kept, candidates[far] if far.any() else candidates)
+        refused += len(candidates) - len(kept)
     assert 0 < refused < 450
 
 
@@ -231,7 +238,7 @@ def test_parts_that_are_refined_together_make_no_difference(codes, monkeypatch):
     counts = cells.bincount(minlength=len(mapper.centres))
     found = []
     for together in (1024, 7):
-        monkeypatch.setattr(imle, "REFINED", together)
+        monkeypatch.setitem(imle.REFINED, "cpu", together)
         found.append(IMLE(**TINY_IMLE).match(mapper, codes, cells, counts, 0, 0)[0])
     torch.testing.assert_close(*found)
 
@@ -240,14 +247,13 @@ def test_codes_are_matched_by_their_images(trained, monkeypatch):
     """In coordinates in which distances are those of images, to first order."""
     codes, generator = trained.codes, trained.generator
     queries = []
-    search = imle.nearest
+    search = imle.nearest_in_groups
 
-    def spy(query, candidates, *how):
-        if how:
-            queries.append(query)
-        return search(query, candidates, *how)
+    def spy(query, *more):
+        queries.append(query)
+        return search(query, *more)
 
-    monkeypatch.setattr(imle, "nearest", spy)
+    monkeypatch.setattr(imle, "nearest_in_groups", spy)
     small = {**TINY_IMLE, "epochs": 1, "cells": 1}
     by_images = IMLE(**small).fit(codes, generator=generator)
     by_codes = IMLE(**small, metric="codes").fit(codes, generator=generator)

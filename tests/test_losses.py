@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from glann.errors import GlannError
 from glann.losses import (
     LOSSES,
+    ByMatrices,
     LaplacianPyramid,
     Perceptual,
     Scattering,
@@ -180,6 +181,25 @@ def test_coefficients_see_no_brightness_and_hardly_the_place_of_a_wave():
     # To the pixels' loss a wave that lies wrong is worse than none; to these it is better.
     assert l1(here, there) > 1.9 * l1(here, grey)
     assert apart(here, there) < 0.1 * apart(here, grey)
+
+
+@pytest.mark.parametrize("kind", [Scattering, LaplacianPyramid])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 17, 22), (1, 8, 8)])
+def test_matrices_give_the_same_loss_and_gradient(kind, shape):
+    loss = kind(shape[1:])
+    by_matrices = ByMatrices(loss, shape[1:]).double()
+    loss = loss.double()
+    random = torch.Generator().manual_seed(0)
+    output, target = torch.rand(2, 4, *shape, generator=random, dtype=torch.float64)
+    found = []
+    for of in (loss, by_matrices):
+        given = output.clone().requires_grad_()
+        losses = of(given, target)
+        (losses * torch.arange(1.0, 5.0)).sum().backward()
+        found.append((losses.detach(), given.grad))
+    for one, other in zip(*found, strict=True):
+        assert one.abs().mean() > 1e-4
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-5)
 
 
 def test_scattering_adds_the_distance_of_its_coefficients_to_the_pyramid():

@@ -1,4 +1,5 @@
 import functools
+import subprocess
 import sys
 
 import faiss
@@ -11,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from glann import nearest as module
 from glann.errors import GlannError
-from glann.nearest import EXACT, nearest, recall
+from glann.nearest import EXACT, SEARCHES, nearest, nearest_in_groups, recall
 
 EPS = 2.0**-24
 """Half a unit in the last place of a float32 near 1."""
@@ -214,6 +215,76 @@ def test_numbers_that_are_not_finite_are_refused(search, bad, place):
 def test_what_does_not_fit_is_refused(queries, points, search, message):
     with pytest.raises(GlannError, match=message):
         nearest(torch.zeros(queries), torch.zeros(points), search)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    counts=st.lists(
+        st.tuples(st.integers(0, 12), st.integers(1, 30)) | st.tuples(st.just(0), st.just(0)),
+        max_size=8,
+    ),
+    d=st.integers(1, 12),
+    shift=st.sampled_from([0.0, -1e3, 1e6]),
+    search=st.sampled_from(SEARCHES),
+)
+@settings(deadline=None, max_examples=100)
+def test_each_group_is_searched_by_itself(seed, counts, d, shift, search):
+    of_queries, of_points = (torch.tensor([pair[i] for pair in counts]).long() for i in (0, 1))
+    far = torch.arange(len(counts))[:, None] * shift
+    queries = random_points(seed, int(of_queries.sum()), d) + far.repeat_interleave(of_queries, 0)
+    points = random_points(seed + 1, int(of_points.sum()), d) + far.repeat_interleave(of_points, 0)
+    indices, squared = nearest_in_groups(queries, points, of_queries, of_points, search)
+    assert indices.shape == squared.shape == (len(queries),)
+    assert indices.dtype == torch.int64
+    assert squared.dtype == torch.float32
+    parts = zip(
+        *(x.split(of_queries.tolist()) for x in (queries, indices, squared)),
+        *(x.split(of_points.tolist()) for x in (points, torch.arange(len(points)))),
+        strict=True,
+    )
+    for own, found, distances, among, rows in parts:
+        if len(own):
+            wanted = nearest(own, among, search)
+            assert torch.equal(found, rows[wanted[0]])
+            assert torch.equal(distances, wanted[1])
+            oracle = all_squared_distances(own, among)
+            there = oracle[np.arange(len(own)), (found - rows[0]).numpy()]
+            assert np.all(there - oracle.min(1) <= rounding(own, among))
+
+
+@pytest.mark.parametrize(
+    ("of_queries", "of_points", "message"),
+    [
+        ([1, 2], [3, 2], r"query_counts sum to 3 .* wanted those of 4 rows"),
+        ([1, 3], [3, 3], r"point_counts sum to 6 .* wanted those of 5 rows"),
+        ([5, -1], [3, 2], "query_counts sum to 4 or some are negative"),
+        ([4], [3, 2], "1 query_counts and 2 point_counts"),
+        ([2, 0, 2], [3, 2, 0], "no points to search for the queries of group 2"),
+        ([1.0, 3.0], [3, 2], r"query_counts are torch.float32, \(2,\), on cpu; wanted int64"),
+        ([[1, 3]], [3, 2], r"query_counts are torch.int64, \(1, 2\)"),
+    ],
+)
+def test_counts_that_do_not_fit_are_refused(of_queries, of_points, message):
+    with pytest.raises(GlannError, match=message):
+        nearest_in_groups(
+            torch.zeros(4, 2), torch.zeros(5, 2), torch.tensor(of_queries), torch.tensor(of_points)
+        )
+
+
+@pytest.mark.parametrize("search", EXACT)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["queries", "points"])
+def test_numbers_that_are_not_finite_are_refused_in_any_group(search, bad, place):
+    arrays = {"queries": random_points(11, 30, 4), "points": random_points(12, 30, 4)}
+    arrays[place][17, 2] = bad
+    tens = torch.tensor([10, 10, 10])
+    with pytest.raises(GlannError, match="NaN"):
+        nearest_in_groups(arrays["queries"], arrays["points"], tens, tens, search)
+
+
+def test_importing_does_not_import_triton():
+    code = "import sys, glann.nearest; assert 'triton' not in sys.modules, 'triton'"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_inverted_lists_find_nearly_all_where_points_are_in_clusters():

@@ -137,3 +137,9 @@ def test_seeded_leaves_the_gpus_generators_alone(monkeypatch):
     with seeded(0, "x"):
         torch.rand(1)
     assert seeds == []
+
+
+def test_threads_draw_the_same_noise(monkeypatch):
+    alone = noise(0, "sample", 1000, 20_000, 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert torch.equal(noise(0, "sample", 1000, 20_000, 64), alone)

@@ -88,20 +88,18 @@ def time_steps(
 def time_matching(fit: Callable[[], object], device: torch.device) -> Round:
     """Run IMLE with one cell for one epoch, which has one matching, at its first step.
 
-    Until `nearest` is called that step has only drawn candidates; afterwards there are only steps.
+    Until that begins the step has only drawn candidates; afterwards there are only steps.
     """
-    original = imle.nearest  # type: ignore[attr-defined]
+    original = imle.nearest_in_groups  # type: ignore[attr-defined]
     times: list[float] = []
 
-    def nearest(queries: Any, points: Any, *search: str) -> Any:
-        if not search:  # of the codes' cells, before the loop
-            return original(queries, points)
+    def nearest_in_groups(*given: Any) -> Any:
         times.append(now(device))
-        found = original(queries, points, *search)
+        found = original(*given)
         times.append(now(device))
         return found
 
-    with _replaced(imle, "nearest", nearest):
+    with _replaced(imle, "nearest_in_groups", nearest_in_groups):
         items, start, end = time_steps(fit, 0, None, device)
     called, returned = times
     parts = {"drawing": called - start, "matching": returned - called, "steps": end - returned}

@@ -1,0 +1,40 @@
+import contextlib
+
+import pytest
+import torch
+
+from glann.devices import Replayed, Rows, fast_products, upload
+
+CPU = torch.device("cpu")
+
+
+def test_a_step_is_called_as_it_is_on_a_cpu():
+    calls = []
+    step = Replayed(lambda *given: calls.append(given) or len(calls), CPU)
+    rows = torch.arange(3)
+    assert [step(rows, 0.5), step(rows, 2)] == [1, 2]
+    assert calls[0][0] is rows
+    assert [numbers for _, numbers in calls] == [0.5, 2]
+
+
+@pytest.mark.parametrize("table", [torch.arange(12).view(4, 3), torch.rand(8, 2, 2)[::2]])
+def test_rows_are_the_tables(table):
+    rows = torch.tensor([3, 0, 3])
+    assert torch.equal(Rows(table, CPU)[rows], table[rows])
+
+
+def test_nothing_is_copied_to_where_it_is():
+    tensor = torch.rand(3)
+    assert upload(tensor, CPU) is tensor
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_fast_products_are_over_afterwards(exact):
+    def flags():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
+
+    before = flags()
+    with contextlib.suppress(KeyError), fast_products(exact):
+        assert flags() == (not exact, True)
+        raise KeyError
+    assert flags() == before
