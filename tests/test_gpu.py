@@ -69,7 +69,7 @@ def test_many_neighbours():
 @pytest.mark.parametrize("d", [1, 3, 64, 65, 130, 513])
 def test_neighbours_in_groups(d, at_once, monkeypatch):
     if not at_once:
-        monkeypatch.setattr(glann.nearest, "_search_at_once", lambda device: None)
+        monkeypatch.setattr(glann.nearest, "search_at_once", lambda device: None)
     random = torch.Generator().manual_seed(2)
     of_queries, of_points = (torch.randint(1, most, (50,), generator=random) for most in (150, 700))
     of_queries[::7] = 0

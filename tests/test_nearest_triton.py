@@ -209,7 +209,7 @@ def test_nearest_takes_this_search_where_there_is_one(monkeypatch):
         used.append(args)
         return module.search(*args)
 
-    monkeypatch.setattr(dispatch, "_search_at_once", lambda device: recorded)
+    monkeypatch.setattr(dispatch, "search_at_once", lambda device: recorded)
     queries, points = random_points(15, 50, 4), random_points(16, 80, 4)
     found, squared = (x.cpu() for x in nearest(queries.to(DEVICE), points.to(DEVICE)))
     oracle = torch.cdist(queries, points)
