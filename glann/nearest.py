@@ -1,16 +1,18 @@
 """Nearest neighbours: the inner loop of IMLE.
 
-Exact in torch, on any device, by tiles: the matrix of all distances is never held.  Hopper GPUs
-have a kernel that is faster still (`nearest_triton`).  faiss (CPU or GPU) is the other exact back
-end and gives the same neighbours.  Its inverted lists look only among the points of the nearest
-clusters: faster, and as good as `recall` says on the codes at hand.
+Exact in torch, on any device, by tiles: the matrix of all distances is never held.  CPUs that are
+made for bfloat16 find out by it which tiles may hold the nearest, and look into these in float32.
+Hopper GPUs have a kernel that is faster still (`nearest_triton`).  faiss (CPU or GPU) is the other
+exact back end and gives the same neighbours.  Its inverted lists look only among the points of the
+nearest clusters: faster, and as good as `recall` says on the codes at hand.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from glann.devices import pick_precision
 from glann.errors import GlannError
 
 EXACT = ("torch", "faiss")
@@ -23,8 +25,11 @@ _PROBES = 12
 """Lists that a query looks into, at the least."""
 
 _TILE = {"cpu": (1024, 1024), "cuda": (16384, 16384)}
-"""Queries × points of a tile.  On a CPU a tile of scores, 4 MB, stays in the cache: most of the
-time goes into writing scores to memory otherwise."""
+"""Queries × points of a tile.  On a CPU a tile of distances, 4 MB, stays in the cache: most of the
+time goes into writing them to memory otherwise."""
+
+_TOO_MANY = 0.15
+"""Share of the tiles, besides one, that is in question where bfloat16 is of no use."""
 
 
 def nearest(
@@ -170,32 +175,102 @@ def _squared_distances(
 
 
 def _by_tiles(queries: torch.Tensor, points: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
-    # Queries, which may be larger than memory, are moved by `middle` a tile at a time.
-    # argmin |q − p|² = argmax q·p − |p|²/2: one matrix product and a row maximum a tile.
-    rows, columns = _TILE["cpu" if queries.device.type == "cpu" else "cuda"]
-    half_norms = points.square().sum(1).div_(2)
-    tiles = list(zip(points.split(columns), half_norms.split(columns), strict=True))
-
-    # First which tile holds the nearest: a maximum without its index costs next to nothing,
-    # one with its index as much as the product.
-    winners = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
-    for query, winner in zip(queries.split(rows), winners.split(rows), strict=True):
-        moved = query - middle
-        best = torch.full((len(query),), -torch.inf, device=queries.device)
-        for number, (tile, half_norm) in enumerate(tiles):
-            score = torch.addmm(half_norm, moved, tile.T, beta=-1).amax(1)
-            winner.masked_fill_(score > best, number)
-            best = torch.maximum(best, score)
-
-    # Then where in it: the queries of one winning tile go together.
-    indices = torch.empty_like(winners)
-    order = winners.argsort()
-    groups = order.split(winners.bincount(minlength=len(tiles)).tolist())
-    for number, (group, (tile, half_norm)) in enumerate(zip(groups, tiles, strict=True)):
-        for part in group.split(rows):
-            scores = torch.addmm(half_norm, queries[part] - middle, tile.T, beta=-1)
-            indices[part] = scores.argmax(1) + number * columns
+    # Queries, which may be larger than memory, are moved by `middle` some at a time.
+    on_cpu = queries.device.type == "cpu"
+    rows, columns = _TILE["cpu" if on_cpu else "cuda"]
+    precision = pick_precision("auto", queries.device) if on_cpu else torch.float32
+    tiles = points.split(columns)
+    indices = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    for some, found in zip(queries.split(8 * rows), indices.split(8 * rows), strict=True):
+        own = some - middle
+        # First in which tiles the nearest may be: a minimum without its place costs next to
+        # nothing, one with its place more than the product.
+        maybe = torch.ones(len(tiles), len(own), dtype=torch.bool, device=own.device)
+        if len(tiles) > 1:
+            maybe = _in_question(own, tiles, precision, rows)
+            if maybe.float().mean() > _TOO_MANY + 1 / len(tiles):
+                precision = torch.float32
+        # Then where in them.
+        left = _left(own)
+        least = torch.full((len(own),), torch.inf, device=own.device)
+        for number, (tile, here) in enumerate(zip(tiles, maybe, strict=True)):
+            right = _right(tile)
+            for part in here.nonzero()[:, 0].split(rows):
+                values, places = torch.mm(left[part], right.T).min(1)
+                better = values < least[part]
+                part = part[better]
+                least[part] = values[better]
+                found[part] = places[better] + number * columns
     return indices
+
+
+def _in_question(
+    queries: torch.Tensor, tiles: Sequence[torch.Tensor], precision: torch.dtype, rows: int
+) -> torch.Tensor:
+    """Which tiles of points may hold a query's nearest: bool `(tiles, queries)`."""
+    least, error = _least(queries, tiles, precision, rows)
+    lowest = (least - error).masked_fill_(least < 0, -torch.inf)
+    return lowest <= (least + error).amin(0)
+
+
+def _least(
+    queries: torch.Tensor, tiles: Sequence[torch.Tensor], precision: torch.dtype, rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least ½|q − p|² of a query and a tile's points, and by how much it is off at the most.
+
+    Products of `_left` and `_right` are off by what rounding u of their numbers makes of them, 2u
+    |q| |p| by Cauchy and Schwarz, u of themselves, and what sums in float32 are off.
+
+    Returns:
+        Both float32 `(tiles, queries)`.  Below 0, where rounding may put it, `least` is any of the
+        tile's that are.
+    """
+    rounding = torch.finfo(precision).eps / 2
+    sums = (queries.shape[1] + 8) * 2.0**-24
+    left = _left(queries, precision)
+    rows *= 4 // precision.itemsize
+    room = left.new_empty(rows * len(tiles[0]))
+    least, error = (queries.new_empty(len(tiles), len(queries)) for _ in range(2))
+    norms = queries.norm(dim=1)
+    for number, tile in enumerate(tiles):
+        right = _right(tile, precision)
+        for part, out in zip(left.split(rows), least[number].split(rows), strict=True):
+            halves = room[: len(part) * len(tile)].view(len(part), len(tile))
+            out.copy_(_minimum(torch.mm(part, right.T, out=halves)))
+        largest = tile.norm(dim=1).amax()
+        error[number] = 2 * rounding * norms * largest + sums / 2 * (norms + largest).square()
+    return least, error.add_(least.abs(), alpha=rounding)
+
+
+def _left(queries: torch.Tensor, precision: torch.dtype = torch.float32) -> torch.Tensor:
+    """(−q, 1, ½|q|²), which times (p, ½|p|², 1) is ½|q − p|²: `(n, d + 2)`, more where coarse."""
+    halves = _halves(queries, precision)
+    return torch.cat([-queries.to(precision), torch.ones_like(halves), halves], 1)
+
+
+def _right(points: torch.Tensor, precision: torch.dtype = torch.float32) -> torch.Tensor:
+    """(p, ½|p|², 1)."""
+    halves = _halves(points, precision)
+    return torch.cat([points.to(precision), halves, torch.ones_like(halves)], 1)
+
+
+def _halves(vectors: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
+    """½|v|² in `precision`, as the sum of a row if one such number has too few digits."""
+    left = vectors.square().sum(1, keepdim=True).div_(2)
+    parts = []
+    for _ in range(1 if precision == torch.float32 else 3):
+        parts.append(left.to(precision))
+        left = left - parts[-1].float()
+    return torch.cat(parts, 1)
+
+
+def _minimum(numbers: torch.Tensor) -> torch.Tensor:
+    """The least of each row, `(n,)`; of numbers below 0 any counts as the least."""
+    if numbers.dtype != torch.bfloat16:
+        return numbers.amin(1)
+    # Bits of floats from 0 on are ordered as integers are, of which the minimum is eight times
+    # as fast in torch.
+    return numbers.view(torch.int16).amin(1).view(torch.bfloat16)
 
 
 def recall(

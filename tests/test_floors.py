@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1] / "glann"
 
 FLOORS = [
     ("errors", "nearest_triton"),
-    ("settings", "storage", "nearest", "randomness"),
+    ("settings", "storage", "randomness"),
     ("images", "codes", "places", "processes"),
     ("formats", "networks", "losses", "devices"),
-    ("data", "training"),
+    ("data", "training", "nearest"),
     ("metric",),
     ("glo", "imle", "density", "evaluation"),
     ("finetuning", "pipeline"),

@@ -45,8 +45,13 @@ def rounding(queries, points):
     return 8 * (queries.shape[1] + 4) * EPS * radius2
 
 
-def use_tile(monkeypatch, rows: int, columns: int):
+def use_tile(monkeypatch, rows: int, columns: int, precision: torch.dtype | None = None):
     monkeypatch.setattr(module, "_TILE", {"cpu": (rows, columns)})
+    if precision:  # as on a CPU that is made for it, or one that isn't
+        monkeypatch.setattr(module, "pick_precision", lambda name, device: precision)
+
+
+PRECISIONS = torch.float32, torch.bfloat16
 
 
 @given(
@@ -58,17 +63,20 @@ def use_tile(monkeypatch, rows: int, columns: int):
     shift=st.sampled_from([0.0, 1.0, -1e3, 1e6]),
     tile=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     search=st.sampled_from(EXACT),
+    precision=st.sampled_from(PRECISIONS),
     twice=st.booleans(),
 )
 @settings(deadline=None, max_examples=150)
-def test_found_distance_is_the_true_minimum(seed, n, m, d, scale, shift, tile, search, twice):
+def test_found_distance_is_the_true_minimum(
+    seed, n, m, d, scale, shift, tile, search, precision, twice
+):
     queries = random_points(seed, n, d, scale, shift)
     points = random_points(seed + 1, m, d, scale, shift)
     if twice:
         points = torch.cat([points, points])
         queries[: n // 2] = points[: n // 2].repeat(n, 1)[: n // 2]
     with pytest.MonkeyPatch.context() as monkeypatch:
-        use_tile(monkeypatch, *tile)
+        use_tile(monkeypatch, *tile, precision)
         indices, distances = nearest(queries, points, search)
     assert indices.shape == distances.shape == (n,)
     assert indices.dtype == torch.int64
@@ -86,12 +94,14 @@ def neighbours_by_scikit_learn(d):
     return queries, points, *oracle.kneighbors(queries.double().numpy())
 
 
-@pytest.mark.parametrize("search", EXACT)
+@pytest.mark.parametrize(
+    ("search", "precision"), [("torch", p) for p in PRECISIONS] + [("faiss", None)]
+)
 @pytest.mark.parametrize("tile", [(1, 1), (3, 7), (64, 50), (1024, 1024)])
 @pytest.mark.parametrize("d", [1, 2, 3, 64])
-def test_same_neighbours_as_scikit_learn(monkeypatch, d, tile, search):
+def test_same_neighbours_as_scikit_learn(monkeypatch, d, tile, search, precision):
     queries, points, distances, neighbours = neighbours_by_scikit_learn(d)
-    use_tile(monkeypatch, *tile)
+    use_tile(monkeypatch, *tile, precision)
     clear = distances[:, 1] ** 2 - distances[:, 0] ** 2 > rounding(queries, points)
     assert clear.mean() > 0.8
     indices, squared = nearest(queries, points, search)
@@ -112,13 +122,14 @@ def test_same_neighbours_as_faiss_used_directly():
         np.testing.assert_allclose(squared.numpy(), distances[:, 0], rtol=1e-3)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tile", [(1, 1), (2, 3), (5, 4), (100, 7), (100, 100)])
-def test_exact_ties_go_to_the_lowest_index_at_any_tile_size(monkeypatch, tile):
+def test_exact_ties_go_to_the_lowest_index_at_any_tile_size(monkeypatch, tile, precision):
     # Small whole numbers around 0: every product and sum is exact, so ties are ties.
     half = random_points(5, 12, 3, scale=1.5).round()
     points = torch.cat([half, -half, half, -half])
     queries = random_points(6, 40, 3, scale=1.5).round()
-    use_tile(monkeypatch, *tile)
+    use_tile(monkeypatch, *tile, precision)
     indices, _ = nearest(queries, points)
     assert np.array_equal(indices.numpy(), all_squared_distances(queries, points).argmin(1))
 
@@ -140,21 +151,69 @@ def test_distances_keep_their_digits_beside_a_far_outlier(search):
     assert distances.item() == pytest.approx(4e-6, rel=1e-5)
 
 
-def test_the_matrix_of_all_distances_is_never_held(monkeypatch):
-    product = torch.addmm
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_matrix_of_all_distances_is_never_held(monkeypatch, precision):
+    product = torch.mm
     sizes = []
 
     def recording(*args, **kwargs):
         result = product(*args, **kwargs)
-        sizes.append(result.numel())
+        sizes.append(result.nbytes)
         return result
 
-    use_tile(monkeypatch, 16, 32)
-    monkeypatch.setattr(torch, "addmm", recording)
+    use_tile(monkeypatch, 16, 32, precision)
+    monkeypatch.setattr(torch, "mm", recording)
     # All queries are nearest to one tile's points: those don't make a larger one either.
     nearest(torch.zeros(200, 4) + 1e-3, torch.cat([torch.zeros(1, 4), torch.ones(299, 4)]))
     assert sizes
-    assert max(sizes) <= 16 * 32
+    assert max(sizes) <= 4 * 16 * 32
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    d=st.sampled_from([1, 2, 5, 40]),
+    tile=st.integers(1, 40),
+    near=st.sampled_from([0.0, 1e-3, 0.1, 1.0]),
+    far=st.sampled_from([1e-3, 1.0, 30.0]),
+    precision=st.sampled_from(PRECISIONS),
+)
+@settings(deadline=None, max_examples=100)
+def test_coarse_distances_are_off_by_no_more_than_is_said(seed, d, tile, near, far, precision):
+    queries, points = random_points(seed, 30, d, near), random_points(seed + 1, 40, d, far)
+    tiles = points.split(tile)
+    least, error = module._least(queries, tiles, precision, 8)
+    halves = torch.from_numpy(all_squared_distances(queries, points)) / 2
+    wanted = torch.stack([part.amin(1) for part in halves.split(tile, 1)])
+    assert ((least - wanted).abs() <= error)[least >= 0].all()
+    assert (wanted <= error)[least < 0].all()
+
+
+def test_coarse_distances_leave_few_tiles_in_question():
+    queries, points = random_points(1, 300, 48), random_points(2, 4000, 48)
+    for precision, most in zip(PRECISIONS, (1.1, 4.0), strict=True):
+        assert module._in_question(queries, points.split(100), precision, 64).sum() <= 300 * most
+
+
+@pytest.mark.parametrize(("apart", "wanted"), [(1e3, torch.float32), (0.0, torch.bfloat16)])
+def test_what_coarse_numbers_take_for_the_same_is_looked_for_without_them(
+    monkeypatch, apart, wanted
+):
+    # Clusters far apart, each in all tiles: from the second queries on float32 is used at once.
+    centres = random_points(1, 5, 16, scale=apart)
+    points = centres.repeat(80, 1) + random_points(2, 400, 16)
+    queries = centres.repeat(40, 1) + random_points(3, 200, 16)
+    coarse = []
+    look = module._in_question
+    monkeypatch.setattr(
+        module, "_in_question", lambda *given: (coarse.append(given[2]), look(*given))[1]
+    )
+    use_tile(monkeypatch, 4, 10, torch.bfloat16)
+    indices, _ = nearest(queries, points)
+    oracle = all_squared_distances(queries, points)
+    found = oracle[np.arange(200), indices.numpy()]
+    assert np.all(found - oracle.min(1) <= rounding(queries, points))
+    assert coarse[0] == torch.bfloat16
+    assert coarse[-1] == wanted
 
 
 @pytest.mark.parametrize("search", EXACT)
