@@ -111,6 +111,20 @@ class IMLE:
         minimum=0,
         maximum=1,
     )
+    mix: float = setting(
+        0.0,
+        "how many times as much it gets besides of another near training code's, so that it is "
+        "like neither",
+        minimum=0,
+        maximum=10,
+    )
+    tries: int = setting(
+        1,
+        "candidates of its cell of which a sample takes the one that is nearest to a training "
+        "code's",
+        minimum=1,
+        maximum=100,
+    )
     refuse: float = setting(
         0.0,
         "candidates nearer than this to a code of their cell are not chosen, in the median "
@@ -303,7 +317,7 @@ class IMLE:
             training.record(loss, lr=lr, **more)
             if training.picture_due:
                 details = self._details(mapper, known, cells, chosen, share, seed)
-                made = _drawn(mapper, details, metric, seed, "snapshot", 0, SNAPSHOT)
+                made = self._drawn(mapper, details, metric, seed, "snapshot", 0, SNAPSHOT)
                 training.snapshot(made)
             if training.checkpoint_due:
                 training.save(
@@ -462,7 +476,41 @@ class IMLE:
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """Codes number `start` to `start + n` of `seed`: float32 `(n, code_dim)` on the CPU."""
-        return _drawn(self.mapper_, self.details_, self.metric_, seed, "sample", start, start + n)
+        fitted = self.mapper_, self.details_, self.metric_
+        return self._drawn(*fitted, seed, "sample", start, start + n)
+
+    def _drawn(
+        self,
+        mapper: Mapper,
+        details: "Details",
+        metric: Metric,
+        seed: int,
+        purpose: str,
+        start: int,
+        stop: int,
+    ) -> torch.Tensor:
+        """Rows `start` to `stop` of the codes that noise of `seed` gives, `(…, code_dim)`.
+
+        By whole blocks: the same numbers come out whichever rows are asked for together.
+        """
+        first = start - start % BLOCK
+        device = mapper.centres.device
+        made = [torch.empty(0, mapper.config["code_dim"])]
+        for i in range(first, stop, BLOCK):
+            e = noise(seed, purpose, i, i + BLOCK, self.noise_dim + 1)
+            e, of_cell = e[:, :-1], e[:, -1]
+            tries = self.tries if len(details.anchors) else 1
+            if tries > 1:
+                more = (tries - 1) * self.noise_dim
+                e = torch.cat([e, noise(seed, f"{purpose} tries", i, i + BLOCK, more)], 1)
+            e = e.reshape(-1, self.noise_dim).to(device)
+            cells = mapper.cells_of(of_cell.to(device)).repeat_interleave(tries)
+            with evaluation_mode(mapper):
+                codes = mapper(e, cells).cpu()
+            if len(details.anchors):
+                codes = details.added(codes.view(BLOCK, tries, -1), self.mix)
+            made.append(metric.codes(codes))
+        return torch.cat(made)[start - first : stop - first]
 
     def with_fewer_details(self, n: int) -> "IMLE":
         """The same fitted IMLE, but with the details of `n` of its codes at the most, at random."""
@@ -510,6 +558,30 @@ class Details(NamedTuple):
 
     anchors: torch.Tensor
     details: torch.Tensor
+
+    def added(self, candidates: torch.Tensor, mix: float) -> torch.Tensor:
+        """The candidates that are nearest to an anchor, with its details, `(n, code_dim)`.
+
+        What noise makes that no code ever chose may lie between the data; of several candidates
+        the nearest to what a code chose rarely does.
+
+        Args:
+            candidates: float32 `(n, tries, code_dim)`.
+            mix: how many times another anchor's details are added: of the nearest anchor among
+                those whose row is odd where the first one's is even, and the other way round.
+        """
+        n, tries = candidates.shape[:2]
+        anchors, squares = nearest(candidates.flatten(0, 1), self.anchors)
+        rows = torch.arange(n), squares.view(n, tries).argmin(1)
+        codes, first = candidates[rows], anchors.view(n, tries)[rows]
+        made = codes + self.details[first]
+        for odd in (0, 1):
+            others = torch.arange(1 - odd, len(self.anchors), 2)
+            to = first % 2 == odd
+            if mix and len(others):
+                there = others[nearest(codes[to], self.anchors[others])[0]]
+                made[to] += mix * self.details[there]
+        return made
 
 
 def _groups(sizes: torch.Tensor) -> list[torch.Tensor]:
@@ -597,29 +669,3 @@ def _candidates(
     with evaluation_mode(mapper):
         codes: torch.Tensor = mapper(noise[rows], cells[rows])
     return codes
-
-
-def _drawn(
-    mapper: Mapper,
-    details: Details,
-    metric: Metric,
-    seed: int,
-    purpose: str,
-    start: int,
-    stop: int,
-) -> torch.Tensor:
-    """Rows `start` to `stop` of the codes that noise of `seed` gives: `(stop - start, code_dim)`.
-
-    By whole blocks: the same numbers come out whichever rows are asked for together.
-    """
-    first = start - start % BLOCK
-    device = mapper.centres.device
-    made = [torch.empty(0, mapper.config["code_dim"])]
-    for i in range(first, stop, BLOCK):
-        e = noise(seed, purpose, i, i + BLOCK, mapper.config["noise_dim"] + 1).to(device)
-        with evaluation_mode(mapper):
-            codes = mapper(e[:, :-1], mapper.cells_of(e[:, -1])).cpu()
-        if len(details.anchors):
-            codes += details.details[nearest(codes, details.anchors)[0]]
-        made.append(metric.codes(codes))
-    return torch.cat(made)[start - first : stop - first]

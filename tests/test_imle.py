@@ -292,6 +292,38 @@ def test_details_are_what_the_mapper_left_out_of_the_nearest_code(codes):
     torch.testing.assert_close(model.sample(40, seed=3), oracle, atol=1e-5, rtol=0)
 
 
+def test_details_of_another_code_are_added_to_those_of_the_nearest(codes):
+    plain = IMLE(**TINY_IMLE, detail=0.5).fit(codes)
+    mixed = dataclasses.replace(plain, mix=1.5).fit(codes)
+    bare = dataclasses.replace(plain, detail=0.0).fit(codes).sample(40, seed=3)
+    anchors, details = plain.details_
+    first = torch.cdist(bare, anchors).argmin(1)
+    wanted = torch.empty_like(bare)
+    for k, code in enumerate(bare):
+        others = torch.arange(len(anchors))[(int(first[k]) + 1) % 2 :: 2]
+        other = others[(anchors[others] - code).norm(dim=1).argmin()]
+        wanted[k] = code + details[first[k]] + 1.5 * details[other]
+    wanted = torch.nn.functional.normalize(wanted, dim=1)
+    torch.testing.assert_close(mixed.sample(40, seed=3), wanted, atol=1e-5, rtol=0)
+    only = plain.with_fewer_details(1)  # there is no other
+    before = only.sample(40, seed=3)
+    only.mix = 1.5
+    assert torch.equal(only.sample(40, seed=3), before)
+
+
+def test_of_several_candidates_a_sample_is_the_nearest_to_what_a_code_chose(codes):
+    once = IMLE(**TINY_IMLE, detail=1e-9).fit(codes)
+    often = dataclasses.replace(once, tries=5).fit(codes)
+    near = [nearest(model.sample(500, seed=1), once.details_.anchors)[1] for model in (once, often)]
+    assert (near[1] <= near[0] + 1e-6).all()  # the first candidate is the same
+    assert near[1].mean() < 0.6 * near[0].mean()
+    # All are of one cell: each keeps its share.
+    cells = [nearest(model.sample(500, seed=1), once.mapper_.centres)[0] for model in (once, often)]
+    assert (cells[0] == cells[1]).float().mean() > 0.8
+    assert torch.equal(often.sample(20, seed=1, start=7), often.sample(30, seed=1)[7:27])
+    assert torch.equal(IMLE.from_state(*often.state()).sample(20, seed=1), often.sample(20, seed=1))
+
+
 def test_details_bring_back_what_was_averaged_away():
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(600, 8, generator=generator)  # no mapper can follow noise
