@@ -16,6 +16,7 @@ from glann.bench.rows import MACHINE, rows
 from glann.bench.timing import Round, time_matching, time_steps
 from glann.bench.ways import sizes
 from glann.bench.workers import Task, Worker
+from glann.devices import pick_precision
 from glann.errors import GlannError
 from glann.glo import GLO
 from glann.images import to_float
@@ -204,8 +205,9 @@ def test_operations_are_those_counted_by_hand():
 def test_costs_are_those_of_the_sizes():
     costs = {row.name: row.costs() for row in ROWS if row.name != "growth"}
     n, m = QUICK.codes, QUICK.points
-    assert costs["matching"] == {"": {"float32": 2 * m * 64}}
-    assert costs["stage-two"]["matching"] == {"float32": 2 * 2 * n * 64}
+    precision = str(pick_precision("auto", QUICK.device)).removeprefix("torch.")
+    assert costs["matching"] == {"": {precision: 2 * m * 64}}
+    assert costs["stage-two"]["matching"] == {precision: 2 * 2 * n * 64}
     assert costs["features"] == {}
 
 

@@ -50,9 +50,9 @@ def rows(sizes: Sizes) -> list[Row]:
     trained = str(pick_precision("auto", sizes.device)).removeprefix("torch.")
 
     def products(points: int) -> Costs:
-        # A kernel that makes them of six products in bfloat16 has no other limit.
+        # A kernel that makes them of six products in bfloat16 has no other limit; on a CPU that is
+        # made for bfloat16 nearly all are in it, once.
         flops = 2.0 * points * DIM
-        # On a CPU that is made for it nearly all are in bfloat16 once.
         return {"bfloat16": 6 * flops} if at_once else {trained if here else "float32": flops}
 
     # A training step takes 3 times the forward pass: the gradients of each product's two factors.
