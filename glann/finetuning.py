@@ -21,18 +21,17 @@ from glann.errors import GlannError
 from glann.glo import GLO, SHOWN, reconstruction_rows
 from glann.losses import make_loss
 from glann.networks import Generator
-from glann.settings import as_dict, check, setting
-from glann.storage import fingerprint
-from glann.training import (
+from glann.optimisers import (
     SCHEDULES,
-    Batches,
-    Training,
     adam,
     learning_rate,
     load_optimiser_state,
     optimiser_state,
     set_learning_rate,
 )
+from glann.settings import as_dict, check, setting
+from glann.storage import fingerprint
+from glann.training import Batches, Training
 
 
 @dataclass(kw_only=True)

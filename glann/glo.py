@@ -26,21 +26,20 @@ from glann.devices import (
 from glann.errors import GlannError
 from glann.losses import LOSSES, make_loss
 from glann.networks import BLOCKS, Generator, evaluation_mode, to_ball, to_sphere
+from glann.optimisers import (
+    OPTIMISERS,
+    SCHEDULES,
+    learning_rate,
+    load_optimiser_state,
+    make_optimiser,
+    optimiser_state,
+    set_learning_rate,
+)
 from glann.randomness import generator as random_generator
 from glann.randomness import permutation, seeded
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint, scratch
-from glann.training import (
-    SCHEDULES,
-    Batches,
-    Parts,
-    Training,
-    adam,
-    learning_rate,
-    load_optimiser_state,
-    optimiser_state,
-    set_learning_rate,
-)
+from glann.training import Batches, Parts, Training
 
 PCA_IMAGES = 10_000
 """Images that the PCA of the codes' start is fitted to, at the most: more don't change it much."""
@@ -63,7 +62,8 @@ class GLO:
     code_dim: int = setting(64, "numbers in a code", minimum=1, maximum=4096)
     epochs: int = setting(50, "passes over the images", minimum=1)
     batch_size: int = setting(128, "images in a step, at the most", minimum=2)
-    generator_lr: float = setting(5e-3, "Adam's learning rate of the generator", minimum=0)
+    optimiser: str = setting("adam", "what moves the generator's weights", choices=OPTIMISERS)
+    generator_lr: float = setting(5e-3, "learning rate of the generator", minimum=0)
     code_lr: float = setting(1e-2, "Adam's learning rate of the codes", minimum=0)
     schedule: str = setting("one-cycle", "how learning rates change", choices=SCHEDULES)
     loss: str = setting("scattering", "reconstruction loss", choices=LOSSES)
@@ -162,7 +162,7 @@ class GLO:
         share = processes.Share(len(images))
         generator.to(device).train()
         model = processes.parallel(generator)
-        optimiser = adam(generator, self.generator_lr)
+        optimiser = make_optimiser(self.optimiser, generator, self.generator_lr)
         home = device if self.codes_on == "memory" else torch.device("cpu")
         tables = [self._table(len(share), training.folder) for _ in range(3)]
         if saved:

@@ -39,22 +39,19 @@ from glann.errors import GlannError
 from glann.metric import Metric, image_metric
 from glann.nearest import EXACT, SEARCHES, nearest, nearest_in_groups, recall
 from glann.networks import Generator, Mapper, evaluation_mode
-from glann.randomness import BLOCK, noise, permutation, seeded
-from glann.randomness import generator as random_generator
-from glann.settings import as_dict, check, setting
-from glann.storage import fingerprint
-from glann.training import (
+from glann.optimisers import (
     SCHEDULES,
-    SNAPSHOT,
-    Batches,
-    Parts,
-    Training,
     adam,
     learning_rate,
     load_optimiser_state,
     optimiser_state,
     set_learning_rate,
 )
+from glann.randomness import BLOCK, noise, permutation, seeded
+from glann.randomness import generator as random_generator
+from glann.settings import as_dict, check, setting
+from glann.storage import fingerprint
+from glann.training import SNAPSHOT, Batches, Parts, Training
 
 CLUSTERED = 50_000
 """Codes that k-means is fitted to, at the most: more don't move its centres much."""

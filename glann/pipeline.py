@@ -19,8 +19,8 @@ from glann.imle import IMLE
 from glann.losses import make_loss
 from glann.nearest import nearest
 from glann.networks import Generator, evaluation_mode, to_ball, to_sphere
+from glann.optimisers import learning_rate
 from glann.places import find_pipeline
-from glann.training import learning_rate
 
 
 class CodeSampler(Protocol):

@@ -50,8 +50,6 @@ PICTURES = 10
 SNAPSHOT = 1000
 """Samples kept of such a moment, from which scores against time are computed afterwards."""
 
-SCHEDULES = ("one-cycle", "cosine", "halving", "constant")
-
 Parts = dict[str, dict[str, torch.Tensor]]
 
 
@@ -104,71 +102,6 @@ class Batches:
         """The rows of each batch of an epoch, int64, in an order that depends on (seed, epoch)."""
         order = permutation(seed, "order", epoch, self.n)
         return list(order.tensor_split(self.per_epoch))
-
-
-def learning_rate(schedule: str, base: float, step: int, steps: int) -> float:
-    """The learning rate at `step` of `steps`; `base` is the highest.
-
-    one-cycle: up from base/25 over the first 30 %, then down to nearly 0, both as half a cosine
-    (Smith & Topin, arXiv 1708.07120, with torch's OneCycleLR defaults).  halving: halved after
-    every tenth (GLANN's 200 epochs halved every 20).
-    """
-    done = step / steps
-    if schedule == "one-cycle":
-        start, end = (base / 25, base) if done < 0.3 else (base, base / 250_000)
-        part = done / 0.3 if done < 0.3 else (done - 0.3) / 0.7
-        return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
-    if schedule == "cosine":
-        return float(base * (1 + math.cos(math.pi * done)) / 2)
-    if schedule == "halving":
-        return float(base * 0.5 ** math.floor(10 * done))
-    if schedule == "constant":
-        return base
-    raise GlannError(f"schedule = {schedule!r} is unknown; wanted one of {', '.join(SCHEDULES)}")
-
-
-def adam(
-    network: torch.nn.Module,
-    lr: float,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.5, 0.999),
-) -> torch.optim.Adam:
-    """Adam, by default with β = (.5, .999) as in the authors' code."""
-    # Fused: on a CPU its plain loops cost a third of a step of these small networks.
-    return torch.optim.Adam(
-        network.parameters(),
-        lr=lr,
-        betas=betas,
-        weight_decay=weight_decay,
-        fused=True,
-        capturable=next(network.parameters()).is_cuda,  # by a `Replayed` step
-    )
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float | torch.Tensor) -> None:
-    """Use `lr`, a number or a tensor `()` on the optimiser's device, from the next step on."""
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-
-
-def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as tensors by name, to be saved."""
-    return {
-        f"{number}.{name}": value
-        for number, state in optimiser.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-
-
-def load_optimiser_state(
-    optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
-) -> None:
-    """Undo `optimiser_state`."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".")
-        state.setdefault(int(number), {})[name] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
 def peak_memory() -> int:

@@ -13,7 +13,7 @@ FLOORS = [
     ("errors", "nearest_triton"),
     ("settings", "storage", "randomness"),
     ("images", "codes", "places", "processes"),
-    ("formats", "networks", "losses", "devices"),
+    ("formats", "networks", "losses", "devices", "optimisers"),
     ("data", "training", "nearest"),
     ("metric",),
     ("glo", "imle", "density", "evaluation"),

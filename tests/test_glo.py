@@ -26,7 +26,8 @@ def test_overfits_eight_images(digits):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"loss": "laplacian"}, {"loss": "l1"}, {"blocks": "residual"}]
+    "settings",
+    [{"loss": "laplacian"}, {"loss": "l1"}, {"blocks": "residual"}, {"optimiser": "muon"}],
 )
 def test_learns_with_each_loss_and_of_all_blocks(digits, settings):
     few = GLO(**TINY_GLO, **settings).fit(digits)
@@ -45,15 +46,18 @@ def test_half_precision_learns_as_well(digits):
     assert reconstruction_error(half, digits) == pytest.approx(error, rel=0.1)
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 7, 10, 19, 20])
-def test_killed_and_resumed_equals_straight_bit_for_bit(digits, tmp_path, kill_at, step):
-    straight = GLO(**TINY_GLO).fit(digits, seed=3)  # 5 steps an epoch, 20 in all
+@pytest.mark.parametrize(
+    ("step", "optimiser"), [*((step, "adam") for step in (1, 4, 5, 7, 10, 19, 20)), (7, "muon")]
+)
+def test_killed_and_resumed_equals_straight_bit_for_bit(digits, tmp_path, kill_at, step, optimiser):
+    settings = {**TINY_GLO, "optimiser": optimiser}
+    straight = GLO(**settings).fit(digits, seed=3)  # 5 steps an epoch, 20 in all
     with pytest.MonkeyPatch.context():
         kill_at(step)
         with pytest.raises(Killed):
-            GLO(**TINY_GLO).fit(digits, seed=3, folder=tmp_path)
+            GLO(**settings).fit(digits, seed=3, folder=tmp_path)
     kill_at(-1)
-    resumed = GLO(**TINY_GLO).fit(digits, seed=3, folder=tmp_path)
+    resumed = GLO(**settings).fit(digits, seed=3, folder=tmp_path)
     assert torch.equal(straight.codes_, resumed.codes_)
     for name, value in straight.generator_.state_dict().items():
         assert torch.equal(value, resumed.generator_.state_dict()[name]), name

@@ -12,6 +12,7 @@ from glann.baselines import MODELS, make_baseline
 from glann.devices import Replayed
 from glann.finetuning import FineTuning
 from glann.nearest import SEARCHES, nearest, nearest_in_groups
+from glann.optimisers import OPTIMISERS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -135,14 +136,18 @@ LOSSES = {}
 
 
 @pytest.mark.parametrize("blocks", ["transposed", "residual"])
-@pytest.mark.parametrize("loss", ["scattering", "laplacian", "l1"])
-def test_steps_end_at_the_cpus_loss(digits, steps, loss, blocks, tmp_path):
-    settings = {**TINY_GLO, "epochs": 8, "loss": loss, "blocks": blocks}
+@pytest.mark.parametrize(
+    ("loss", "optimiser"),
+    [("scattering", "adam"), ("laplacian", "adam"), ("l1", "adam"), ("scattering", "muon")],
+)
+def test_steps_end_at_the_cpus_loss(digits, steps, loss, optimiser, blocks, tmp_path):
+    settings = {**TINY_GLO, "epochs": 8, "loss": loss, "blocks": blocks, "optimiser": optimiser}
     GLO(**settings).fit(digits, device="cuda", folder=tmp_path / "gpu")
-    if (loss, blocks) not in LOSSES:
+    key = loss, blocks, optimiser
+    if key not in LOSSES:
         GLO(**settings).fit(digits, device="cpu", folder=tmp_path / "cpu")
-        LOSSES[loss, blocks] = last_loss(tmp_path / "cpu")
-    assert last_loss(tmp_path / "gpu") == pytest.approx(LOSSES[loss, blocks], rel=0.02)
+        LOSSES[key] = last_loss(tmp_path / "cpu")
+    assert last_loss(tmp_path / "gpu") == pytest.approx(LOSSES[key], rel=0.02)
 
 
 def test_images_that_do_not_fit_are_uploaded_by_the_batch(digits, monkeypatch, tmp_path):
@@ -152,13 +157,15 @@ def test_images_that_do_not_fit_are_uploaded_by_the_batch(digits, monkeypatch, t
     assert last_loss(tmp_path / "batches") == pytest.approx(last_loss(tmp_path / "all"), rel=0.01)
 
 
-def test_a_killed_training_goes_on(digits, tmp_path, kill_at, monkeypatch):
-    whole = GLO(**TINY_GLO).fit(digits, device="cuda", folder=tmp_path / "whole")
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_killed_training_goes_on(digits, tmp_path, kill_at, monkeypatch, optimiser):
+    settings = {**TINY_GLO, "optimiser": optimiser}
+    whole = GLO(**settings).fit(digits, device="cuda", folder=tmp_path / "whole")
     kill_at(9)
     with pytest.raises(Killed):
-        GLO(**TINY_GLO).fit(digits, device="cuda", folder=tmp_path / "parts")
+        GLO(**settings).fit(digits, device="cuda", folder=tmp_path / "parts")
     monkeypatch.undo()
-    resumed = GLO(**TINY_GLO).fit(digits, device="cuda", folder=tmp_path / "parts")
+    resumed = GLO(**settings).fit(digits, device="cuda", folder=tmp_path / "parts")
     assert (whole.codes_ - resumed.codes_).norm(dim=1).median() < 0.02
     assert last_loss(tmp_path / "parts") == pytest.approx(last_loss(tmp_path / "whole"), rel=0.01)
 

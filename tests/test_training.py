@@ -17,18 +17,14 @@ from glann import storage, training
 from glann.devices import pick_device, pick_precision
 from glann.errors import GlannError
 from glann.images import read_image
-from glann.training import (
-    SCHEDULES,
-    Batches,
-    Interrupted,
-    Training,
+from glann.optimisers import (
     adam,
     learning_rate,
     load_optimiser_state,
     optimiser_state,
-    read_snapshots,
     set_learning_rate,
 )
+from glann.training import Batches, Interrupted, Training, read_snapshots
 
 # ---------------------------------------------------------------------- precision
 
@@ -79,127 +75,6 @@ def test_fewer_items_than_a_batch_are_refused():
     Batches(128, 128, 1)
     with pytest.raises(GlannError, match=r"127 items .* one batch of 128; .* at most 127"):
         Batches(127, 128, 1)
-
-
-# ---------------------------------------------------------------------- schedules
-
-
-def test_one_cycle_is_torchs():
-    steps, base = 200, 0.02
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=base, total_steps=steps, cycle_momentum=False
-    )
-    # torch's phases end at its steps 59 and 199, ours at 30 % and at the end: a million steps of
-    # ours are fine enough to look at the same place.
-    fine = 1_000_000
-    for step in range(steps):
-        place = 0.3 * step / 59 if step <= 59 else 0.3 + 0.7 * (step - 59) / 140
-        ours = learning_rate("one-cycle", base, round(place * fine), fine)
-        assert ours == pytest.approx(scheduler.get_last_lr()[0], rel=1e-3, abs=1e-9)
-        optimiser.step()
-        if step < steps - 1:
-            scheduler.step()
-    assert learning_rate("one-cycle", base, 0, fine) == pytest.approx(base / 25)
-    assert learning_rate("one-cycle", base, 300_000, fine) == base
-
-
-def test_cosine_is_torchs():
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=50)
-    for step in range(51):
-        assert learning_rate("cosine", 0.3, step, 50) == pytest.approx(
-            scheduler.get_last_lr()[0], abs=1e-12
-        )
-        optimiser.step()
-        scheduler.step()
-    assert learning_rate("cosine", 0.3, 0, 50) == 0.3
-    assert learning_rate("cosine", 0.3, 50, 50) == 0
-
-
-@pytest.mark.parametrize("steps", [10, 200, 93_800])
-def test_halving_is_after_every_tenth(steps):
-    tenth = steps // 10
-    for part in range(10):
-        for step in (part * tenth, (part + 1) * tenth - 1):
-            assert learning_rate("halving", 0.4, step, steps) == 0.4 / 2**part
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@given(steps=st.integers(1, 10_000), data=st.data())
-@settings(deadline=None, max_examples=50)
-def test_rates_are_above_0_and_at_most_the_base(schedule, steps, data):
-    step = data.draw(st.integers(0, steps - 1))
-    rate = learning_rate(schedule, 0.01, step, steps)
-    assert 0 < rate <= 0.01
-    assert isinstance(rate, float)
-    assert learning_rate(schedule, 0.02, step, steps) == pytest.approx(2 * rate)
-
-
-def test_other_schedules():
-    assert [learning_rate("constant", 0.1, step, 3) for step in range(3)] == [0.1] * 3
-    with pytest.raises(GlannError, match="'linear' is unknown; wanted one of one-cycle, cosine"):
-        learning_rate("linear", 0.1, 0, 3)
-
-
-# ---------------------------------------------------------------------- optimiser and device
-
-
-def two_layers() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
-
-
-def take_steps(network: torch.nn.Module, optimiser: torch.optim.Optimizer, n: int) -> None:
-    for i in range(n):
-        optimiser.zero_grad()
-        inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(i))
-        network(inputs).square().sum().backward()
-        optimiser.step()
-
-
-def test_an_optimiser_goes_on_from_its_saved_state(tmp_path):
-    network = two_layers()
-    optimiser = adam(network, 0.1, weight_decay=0.01)
-    take_steps(network, optimiser, 3)
-    parts = {"network": network.state_dict(), "optimiser": optimiser_state(optimiser)}
-    storage.save(tmp_path, "x", {}, parts)
-    take_steps(network, optimiser, 2)
-
-    _, parts = storage.load(tmp_path, "x")
-    again = two_layers()
-    again.load_state_dict(parts["network"])
-    fresh = adam(again, 0.1, weight_decay=0.01)
-    load_optimiser_state(fresh, parts["optimiser"])
-    take_steps(again, fresh, 2)
-    for a, b in zip(network.parameters(), again.parameters(), strict=True):
-        assert torch.equal(a, b)
-    state, state_again = optimiser_state(optimiser), optimiser_state(fresh)
-    assert state.keys() == state_again.keys()
-    assert len(state) == 3 * 4  # two moments and a count for each of two weights and two biases
-    assert all(torch.equal(state[name], state_again[name]) for name in state)
-
-
-def test_adam_is_that_of_the_authors():
-    """A step from a rest, by hand: β = (.5, .999), ε = 1e-8, decay added to the gradient."""
-    network = two_layers()
-    before = [p.detach().clone() for p in network.parameters()]
-    optimiser = adam(network, 0.1, weight_decay=0.01)
-    gradients = []
-    for _ in range(2):
-        optimiser.zero_grad()
-        network(torch.ones(1, 3)).square().sum().backward()
-        gradients.append([p.grad + 0.01 * p.detach() for p in network.parameters()])
-        set_learning_rate(optimiser, 0.05)
-        optimiser.step()
-    for i, parameter in enumerate(network.parameters()):
-        wanted, mean, square = before[i], 0.0, 0.0
-        for t, gradient in enumerate((gradients[0][i], gradients[1][i]), start=1):
-            mean = 0.5 * mean + 0.5 * gradient
-            square = 0.999 * square + 0.001 * gradient**2
-            step = (mean / (1 - 0.5**t)) / ((square / (1 - 0.999**t)).sqrt() + 1e-8)
-            wanted = wanted - 0.05 * step
-        torch.testing.assert_close(parameter.detach(), wanted)
 
 
 def test_devices():

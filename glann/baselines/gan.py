@@ -12,10 +12,11 @@ from glann.baselines.sampler import NoiseSampler, show, step_noise, tensors_of
 from glann.devices import Replayed, Rows, upload
 from glann.images import to_float
 from glann.networks import NORMS, Encoder, Generator
+from glann.optimisers import adam, load_optimiser_state, optimiser_state
 from glann.randomness import generator as random_generator
 from glann.randomness import seeded
 from glann.settings import setting
-from glann.training import Parts, Training, adam, load_optimiser_state, optimiser_state
+from glann.training import Parts, Training
 
 
 @dataclass(kw_only=True)

@@ -10,18 +10,16 @@ from glann.devices import Replayed, Rows, upload
 from glann.images import to_float
 from glann.nearest import nearest
 from glann.networks import Generator, evaluation_mode
-from glann.randomness import noise, permutation
-from glann.settings import setting
-from glann.training import (
-    Batches,
-    Parts,
-    Training,
+from glann.optimisers import (
     adam,
     learning_rate,
     load_optimiser_state,
     optimiser_state,
     set_learning_rate,
 )
+from glann.randomness import noise, permutation
+from glann.settings import setting
+from glann.training import Batches, Parts, Training
 
 
 @dataclass(kw_only=True)

@@ -17,8 +17,9 @@ from glann.data import Images
 from glann.errors import GlannError
 from glann.images import to_float
 from glann.networks import evaluation_mode
+from glann.optimisers import adam, learning_rate, set_learning_rate
 from glann.randomness import generator, permutation, seeded
-from glann.training import Batches, Training, adam, learning_rate, set_learning_rate
+from glann.training import Batches, Training
 
 DIM = 128
 """Features of an image: few enough for the covariance of some hundred test images, which FID needs.

@@ -18,9 +18,10 @@ from glann.imle import IMLE
 from glann.losses import make_loss
 from glann.nearest import nearest
 from glann.networks import Encoder, Generator
+from glann.optimisers import adam
 from glann.randomness import generator as random_generator
 from glann.randomness import seeded
-from glann.training import Batches, Training, adam
+from glann.training import Batches, Training
 
 Point = dict[str, float]
 

@@ -18,16 +18,11 @@ from glann.devices import pick_device
 from glann.errors import GlannError
 from glann.imle import IMLE
 from glann.networks import Generator, evaluation_mode
+from glann.optimisers import adam, learning_rate, set_learning_rate
 from glann.randomness import generator as random_generator
 from glann.randomness import noise, seeded
 from glann.settings import setting
-from glann.training import (
-    Batches,
-    Training,
-    adam,
-    learning_rate,
-    set_learning_rate,
-)
+from glann.training import Batches, Training
 
 NOISE_DIM = 2
 

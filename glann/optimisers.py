@@ -1,0 +1,211 @@
+"""What moves a network's weights: Adam or Muon, and how fast as training goes on."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.adam import adam as adam_step
+
+from glann.errors import GlannError
+
+SCHEDULES = ("one-cycle", "cosine", "halving", "constant")
+
+OPTIMISERS = ("adam", "muon")
+
+BETAS = (0.5, 0.999)
+"""Of Adam, as in the authors' code."""
+
+
+def learning_rate(schedule: str, base: float, step: int, steps: int) -> float:
+    """The learning rate at `step` of `steps`; `base` is the highest.
+
+    one-cycle: up from base/25 over the first 30 %, then down to nearly 0, both as half a cosine
+    (Smith & Topin, arXiv 1708.07120, with torch's OneCycleLR defaults).  halving: halved after
+    every tenth (GLANN's 200 epochs halved every 20).
+    """
+    done = step / steps
+    if schedule == "one-cycle":
+        start, end = (base / 25, base) if done < 0.3 else (base, base / 250_000)
+        part = done / 0.3 if done < 0.3 else (done - 0.3) / 0.7
+        return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+    if schedule == "cosine":
+        return float(base * (1 + math.cos(math.pi * done)) / 2)
+    if schedule == "halving":
+        return float(base * 0.5 ** math.floor(10 * done))
+    if schedule == "constant":
+        return base
+    raise GlannError(f"schedule = {schedule!r} is unknown; wanted one of {', '.join(SCHEDULES)}")
+
+
+def make_optimiser(name: str, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """The optimiser called `name`, one of OPTIMISERS, of a network's weights."""
+    if name == "adam":
+        return adam(network, lr)
+    if name == "muon":
+        return Muon(network, lr)
+    raise GlannError(f"optimiser = {name!r} is unknown; wanted one of {', '.join(OPTIMISERS)}")
+
+
+def adam(
+    network: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = BETAS,
+) -> torch.optim.Adam:
+    """Adam, by default with β = (.5, .999) as in the authors' code."""
+    # Fused: on a CPU its plain loops cost a third of a step of these small networks.
+    return torch.optim.Adam(
+        network.parameters(),
+        lr=lr,
+        betas=betas,
+        weight_decay=weight_decay,
+        fused=True,
+        capturable=next(network.parameters()).is_cuda,  # by a `Replayed` step
+    )
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps are made orthogonal, for layers of weights; Adam for all others.
+
+    Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks": the gradient's
+    moving average M = U Σ Vᵀ of a layer's weights, taken as a matrix, is replaced by about U Vᵀ,
+    so that a step changes the layer's outputs equally in all directions, and not most in those that
+    have been changed the most before.  As in Liu et al. (arXiv 2502.16982) steps are .2 √(longer
+    side) long, which makes them as long as Adam's: one learning rate does for both.
+
+    Layers are those of `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` whose shorter side is from
+    2 to LARGEST; a convolution's matrix has its first dimension for rows.  Biases, BatchNorm's
+    numbers and larger layers, of which U Vᵀ would cost more than the gradient, get Adam's steps.
+
+    Args:
+        network: its weights are on one device.
+        lr: learning rate, a number or a tensor `()`.
+        momentum: of the gradient's moving average; steps are Nesterov's.
+        betas: of Adam.
+    """
+
+    LARGEST = 256
+    KINDS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = BETAS,
+    ) -> None:
+        layers = [layer.weight for layer in network.modules() if isinstance(layer, self.KINDS)]
+        matrices = [w for w in layers if 2 <= min(len(w), w[0].numel()) <= self.LARGEST]
+        known = {id(w) for w in matrices}
+        others = [p for p in network.parameters() if id(p) not in known]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "momentum": momentum},
+            {"params": others, "betas": betas},
+        ]
+        super().__init__([group for group in groups if group["params"]], {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step, by the gradients that `backward` left."""
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if "momentum" in group:
+                for p in weights:
+                    self._turn(p, group["lr"], group["momentum"])
+            elif weights:
+                self._adam(weights, group["lr"], *group["betas"])
+
+    def _turn(self, p: torch.Tensor, lr: float | torch.Tensor, momentum: float) -> None:
+        assert p.grad is not None
+        state = self.state[p]
+        if not state:
+            state["mean"] = torch.zeros_like(p)
+        mean = state["mean"].lerp_(p.grad, 1 - momentum)
+        matrix = p.grad.lerp(mean, momentum).flatten(1)
+        step = orthogonal(matrix).view_as(p)
+        p.sub_(step.mul_(lr * (0.2 * max(matrix.shape) ** 0.5)))
+
+    def _adam(
+        self, weights: list[torch.Tensor], lr: float | torch.Tensor, beta1: float, beta2: float
+    ) -> None:
+        for p in weights:
+            if not self.state[p]:
+                self.state[p]["mean"] = torch.zeros_like(p)
+                self.state[p]["square"] = torch.zeros_like(p)
+                self.state[p]["steps"] = torch.zeros((), device=p.device)
+        means, squares, steps = (
+            [self.state[p][name] for p in weights] for name in ("mean", "square", "steps")
+        )
+        adam_step(
+            weights,
+            [p.grad for p in weights if p.grad is not None],
+            means,
+            squares,
+            [],
+            steps,
+            fused=True,
+            capturable=weights[0].is_cuda,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=lr,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+def orthogonal(matrix: torch.Tensor, turns: int = 5) -> torch.Tensor:
+    """About U Vᵀ of a matrix U Σ Vᵀ: its singular values come to lie between about .7 and 1.2.
+
+    By Newton and Schulz's iteration X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X with the numbers of Jordan
+    et al., which is quick rather than exact.  All of it are polynomials in the first X Xᵀ: they are
+    multiplied out on the shorter side, and the long one is only touched at both ends.
+
+    Args:
+        matrix: float32 `(rows, columns)`.
+        turns: of the iteration.
+
+    Returns:
+        float32 `(rows, columns)`; zeros stay zeros.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    matrix = matrix / matrix.norm().clamp_min(1e-12)
+    tall = matrix.shape[0] > matrix.shape[1]
+    square = matrix.T @ matrix if tall else matrix @ matrix.T
+    product = None
+    for turn in range(turns):
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor if product is None else factor @ product
+        if turn < turns - 1:
+            square = factor @ square @ factor
+    assert product is not None
+    return matrix @ product if tall else product @ matrix
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float | torch.Tensor) -> None:
+    """Use `lr`, a number or a tensor `()` on the optimiser's device, from the next step on."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as tensors by name, to be saved."""
+    return {
+        f"{number}.{name}": value
+        for number, state in optimiser.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def load_optimiser_state(
+    optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Undo `optimiser_state`."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".")
+        state.setdefault(int(number), {})[name] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
