@@ -66,7 +66,7 @@ def adam(
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are made orthogonal, for layers of weights; Adam for all others.
+    """Momentum whose steps are made orthogonal, for convolutions; Adam for all other weights.
 
     Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks": the gradient's
     moving average M = U Σ Vᵀ of a layer's weights, taken as a matrix, is replaced by about U Vᵀ,
@@ -74,9 +74,9 @@ class Muon(torch.optim.Optimizer):
     have been changed the most before.  As in Liu et al. (arXiv 2502.16982) steps are .2 √(longer
     side) long, which makes them as long as Adam's: one learning rate does for both.
 
-    Layers are those of `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d` whose shorter side is from
-    2 to LARGEST; a convolution's matrix has its first dimension for rows.  Biases, BatchNorm's
-    numbers and larger layers, of which U Vᵀ would cost more than the gradient, get Adam's steps.
+    A convolution's matrix has its first dimension for rows; of one row or column alone there is
+    nothing to make orthogonal.  Full layers get Adam's steps: a generator's first one, which reads
+    codes, learns as well by them, and of a large one U Vᵀ would cost more than the gradient.
 
     Args:
         network: its weights are on one device.
@@ -85,8 +85,7 @@ class Muon(torch.optim.Optimizer):
         betas: of Adam.
     """
 
-    LARGEST = 256
-    KINDS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    KINDS = (nn.Conv2d, nn.ConvTranspose2d)
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = BETAS,
     ) -> None:
         layers = [layer.weight for layer in network.modules() if isinstance(layer, self.KINDS)]
-        matrices = [w for w in layers if 2 <= min(len(w), w[0].numel()) <= self.LARGEST]
+        matrices = [w for w in layers if min(len(w), w[0].numel()) > 1]
         known = {id(w) for w in matrices}
         others = [p for p in network.parameters() if id(p) not in known]
         groups: list[dict[str, Any]] = [
@@ -171,9 +170,10 @@ def orthogonal(matrix: torch.Tensor, turns: int = 5) -> torch.Tensor:
         float32 `(rows, columns)`; zeros stay zeros.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    matrix = matrix / matrix.norm().clamp_min(1e-12)
     tall = matrix.shape[0] > matrix.shape[1]
     square = matrix.T @ matrix if tall else matrix @ matrix.T
+    norm = square.trace().clamp_min(1e-30).sqrt()  # the matrix's own, which X is divided by
+    square = square / norm.square()
     product = None
     for turn in range(turns):
         factor = torch.addmm(square, square, square, beta=b, alpha=c)
@@ -182,6 +182,7 @@ def orthogonal(matrix: torch.Tensor, turns: int = 5) -> torch.Tensor:
         if turn < turns - 1:
             square = factor @ square @ factor
     assert product is not None
+    product /= norm
     return matrix @ product if tall else product @ matrix
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from glann import storage
 from glann.errors import GlannError
-from glann.networks import Generator
+from glann.networks import BLOCKS, Generator
 from glann.optimisers import (
     OPTIMISERS,
     SCHEDULES,
@@ -84,9 +84,15 @@ def test_other_schedules():
 # ---------------------------------------------------------------------- optimisers
 
 
-def two_layers() -> torch.nn.Module:
+def two_layers() -> nn.Module:
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def three_layers() -> nn.Module:
+    torch.manual_seed(0)
+    convolutions = nn.Conv2d(1, 3, 2), nn.ConvTranspose2d(3, 2, 2)
+    return nn.Sequential(nn.Linear(3, 9), nn.Unflatten(1, (1, 3, 3)), *convolutions)
 
 
 def take_steps(network: torch.nn.Module, optimiser: torch.optim.Optimizer, n: int) -> None:
@@ -100,15 +106,15 @@ def take_steps(network: torch.nn.Module, optimiser: torch.optim.Optimizer, n: in
 @pytest.mark.parametrize(
     ("make", "numbers"),
     [
-        # Two moments and a count for each of two weights and two biases.
-        (lambda network: adam(network, 0.1, weight_decay=0.01), 3 * 4),
-        # Of weights one.
-        (lambda network: Muon(network, 0.1), 2 + 3 * 2),
+        # Two moments and a count for each of three weights and three biases.
+        (lambda network: adam(network, 0.1, weight_decay=0.01), 3 * 6),
+        # Of a convolution's weights one.
+        (lambda network: Muon(network, 0.1), 2 + 3 * 4),
     ],
     ids=OPTIMISERS,
 )
 def test_an_optimiser_goes_on_from_its_saved_state(tmp_path, make, numbers):
-    network = two_layers()
+    network = three_layers()
     optimiser = make(network)
     take_steps(network, optimiser, 3)
     parts = {"network": network.state_dict(), "optimiser": optimiser_state(optimiser)}
@@ -116,7 +122,7 @@ def test_an_optimiser_goes_on_from_its_saved_state(tmp_path, make, numbers):
     take_steps(network, optimiser, 2)
 
     _, parts = storage.load(tmp_path, "x")
-    again = two_layers()
+    again = three_layers()
     again.load_state_dict(parts["network"])
     fresh = make(again)
     load_optimiser_state(fresh, parts["optimiser"])
@@ -189,44 +195,49 @@ def test_orthogonal_is_newton_schulz_as_published(shape):
     assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
 
 
-def test_muon_is_torchs_on_matrices_and_adam_on_the_rest():
-    network = two_layers()
-    theirs = two_layers()
-    weights = [theirs[0].weight, theirs[1].weight]
-    muon = torch.optim.Muon(weights, lr=0.1, weight_decay=0, adjust_lr_fn="match_rms_adamw")
-    biases = torch.optim.Adam([theirs[0].bias, theirs[1].bias], lr=0.1, betas=(0.5, 0.999))
+def test_muon_is_torchs_on_convolutions_and_adam_on_the_rest():
+    network, theirs = three_layers(), three_layers()
+    # torch's own knows matrices alone.
+    matrices = [nn.Parameter(theirs[i].weight.detach().flatten(1)) for i in (2, 3)]
+    muon = torch.optim.Muon(matrices, lr=0.1, weight_decay=0, adjust_lr_fn="match_rms_adamw")
+    rest = [*theirs[0].parameters(), theirs[2].bias, theirs[3].bias]
+    others = torch.optim.Adam(rest, lr=0.1, betas=(0.5, 0.999))
     mine = Muon(network, 0.1)
     for step in range(4):
-        for optimiser in (mine, muon, biases):
-            set_learning_rate(optimiser, 0.1 / (1 + step))
-        inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
-        # The same gradients for both, so that torch's bfloat16 doesn't lead them apart.
         mine.zero_grad()
+        inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
         network(inputs).square().sum().backward()
+        # The same gradients for both, so that torch's bfloat16 doesn't lead them apart.
         for p, q in zip(network.parameters(), theirs.parameters(), strict=True):
             q.grad = p.grad.clone()
-        for optimiser in (mine, muon, biases):
+        for matrix, i in zip(matrices, (2, 3), strict=True):
+            matrix.grad = theirs[i].weight.grad.flatten(1)
+        for optimiser in (mine, muon, others):
+            set_learning_rate(optimiser, 0.1 / (1 + step))
             optimiser.step()
-    for p, q in zip(network.parameters(), theirs.parameters(), strict=True):
-        exact = p.ndim == 1
-        torch.testing.assert_close(p, q, atol=1e-6 if exact else 5e-3, rtol=0)
+    for i, matrix in zip((2, 3), matrices, strict=True):
+        torch.testing.assert_close(network[i].weight.flatten(1), matrix, atol=5e-3, rtol=0)
+    for i in (0, 2, 3):
+        torch.testing.assert_close(network[i].bias, theirs[i].bias)
+    torch.testing.assert_close(network[0].weight, theirs[0].weight)
 
 
-def test_muon_takes_layers_that_are_not_too_large():
-    generator = Generator(code_dim=8, image_shape=(1, 28, 28), width=8, hidden=Muon.LARGEST + 1)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_muon_turns_convolutions_but_of_one_channel(blocks):
+    generator = Generator(code_dim=8, image_shape=(1, 28, 28), width=8, hidden=32, blocks=blocks)
     named = {id(p): name for name, p in generator.named_parameters()}
-    matrices, others = (
+    turned, others = (
         [named[id(p)] for p in group["params"]] for group in Muon(generator, 0.1).param_groups
     )
-    kinds = {name: type(layer) for name, layer in generator.named_modules()}
-    # The second full layer has more than LARGEST on both sides.
-    assert [kinds[name.removesuffix(".weight")] for name in matrices] == [
-        nn.Linear,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose2d,
-    ]
-    assert sorted(matrices + others) == sorted(named.values())
-    assert "layers.2.weight" in others
+    assert sorted(turned + others) == sorted(named.values())
+    convolutions = {
+        f"{name}.weight"
+        for name, layer in generator.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    }
+    # A transposed convolution's rows are what goes in, so that its last one has many, too.
+    assert convolutions - set(turned) == ({"layers.6.weight"} if blocks == "residual" else set())
+    assert set(turned) <= convolutions
 
 
 def test_muon_of_a_network_without_matrices_is_adam():
@@ -242,7 +253,7 @@ def test_muon_of_a_network_without_matrices_is_adam():
 
 
 def test_muon_takes_its_rate_from_a_tensor():
-    networks = two_layers(), two_layers()
+    networks = three_layers(), three_layers()
     for network, lr in zip(networks, (0.05, torch.tensor(0.05)), strict=True):
         optimiser = Muon(network, 0.1)
         set_learning_rate(optimiser, lr)
