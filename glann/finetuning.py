@@ -23,9 +23,9 @@ from glann.losses import make_loss
 from glann.networks import Generator
 from glann.optimisers import (
     SCHEDULES,
-    adam,
     learning_rate,
     load_optimiser_state,
+    make_optimiser,
     optimiser_state,
     set_learning_rate,
 )
@@ -43,7 +43,7 @@ class FineTuning:
 
     epochs: float = setting(2.0, "passes over the images; 0: no fine-tuning", minimum=0.01)
     batch_size: int = setting(128, "images in a step, at the most", minimum=2)
-    lr: float = setting(1e-3, "Adam's learning rate", minimum=0)
+    lr: float = setting(1e-3, "learning rate", minimum=0)
     schedule: str = setting("one-cycle", "how the learning rate changes", choices=SCHEDULES)
 
     def fit(
@@ -64,7 +64,7 @@ class FineTuning:
             images: uint8 `(n, channels, height, width)`, a NumPy array or a tensor.
             codes: float `(n, code_dim)`, row i for image i, as `IMLE.reached`.
             generator: what is to learn on, as `GLO.generator_`; it is left as it is.
-            like: stage one, whose loss and precision are used; None: its defaults.
+            like: stage one, whose loss, optimiser and precision are used; None: its defaults.
             seed: of the order of the images.
             device: "auto", "cpu", "cuda", …
             folder: where checkpoint, log and pictures go; the same call resumes there.
@@ -82,7 +82,8 @@ class FineTuning:
         images, codes, like = pixels.as_images(images), as_codes(codes), like or GLO()
         _check_fit(images, codes, generator)
         on_device = pick_device(device)
-        settings = {**as_dict(self), "loss": like.loss, "precision": like.precision}
+        settings = as_dict(self)
+        settings |= {key: getattr(like, key) for key in ("loss", "optimiser", "precision")}
         data = fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))
         identity = {"settings": settings, "seed": seed, "data": " ".join(data)}
         loss_of = make_loss(like.loss, generator.image_shape[1:], on_device, like.vgg_weights)
@@ -96,7 +97,7 @@ class FineTuning:
                 generator.load_state_dict(saved["generator"])
             generator.to(on_device).train()
             model = processes.parallel(generator)
-            optimiser = adam(generator, self.lr)
+            optimiser = make_optimiser(like.optimiser, generator, self.lr)
             if saved and not training.done:
                 load_optimiser_state(optimiser, saved["optimiser"])
             share = processes.Share(len(images))

@@ -61,14 +61,17 @@ def test_images_of_reached_codes_come_nearer_and_the_given_generator_stays(digit
     assert not tuned.generator_.training
 
 
-def test_it_learns_by_the_loss_of_stage_one(digits, stages):
+@pytest.mark.parametrize(
+    ("setting", "choices"), [("loss", ("l1", "scattering")), ("optimiser", ("adam", "muon"))]
+)
+def test_it_learns_by_the_loss_and_optimiser_of_stage_one(digits, stages, setting, choices):
     glo, imle = stages
     codes = imle.reached(glo.codes_)
     made = [
-        FineTuning(**TINY).fit(digits, codes, glo.generator_, like=GLO(loss=loss)).generator_
-        for loss in ("l1", "scattering")
+        FineTuning(**TINY).fit(digits, codes, glo.generator_, like=GLO(**{setting: choice}))
+        for choice in choices
     ]
-    assert not torch.equal(*(next(generator.parameters()) for generator in made))
+    assert not torch.equal(*(next(tuned.generator_.parameters()) for tuned in made))
 
 
 @pytest.mark.parametrize("step", [1, 5, 7, 10])
