@@ -43,7 +43,7 @@ class FineTuning:
 
     epochs: float = setting(2.0, "passes over the images; 0: no fine-tuning", minimum=0.01)
     batch_size: int = setting(128, "images in a step, at the most", minimum=2)
-    lr: float = setting(1e-3, "learning rate", minimum=0)
+    lr: float = setting(5e-3, "learning rate", minimum=0)
     schedule: str = setting("one-cycle", "how the learning rate changes", choices=SCHEDULES)
 
     def fit(

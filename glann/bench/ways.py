@@ -134,12 +134,13 @@ def images_of(n: int) -> torch.Tensor:
 def stage_one(sizes: Sizes) -> Measure:
     """`GLO.fit`'s own loop, with images and settings as in the recipe mnist but for the loss."""
     images = images_of(sizes.images)
-    # Without PCA: it is no part of the loop.  With the loss that the plain loop has.
+    # Without PCA: it is no part of the loop.  With the loss and optimiser that the plain loop has.
     glo = GLO(
         width=sizes.width,
         hidden=sizes.hidden,
         batch_size=sizes.batch,
         loss="laplacian",
+        optimiser="adam",
         start="random",
         epochs=2,
     )
