@@ -854,8 +854,8 @@ def study(
     "--only",
     multiple=True,
     metavar="NAME",
-    help="Measure this alone: stage-one, stage-two, matching, growth, samples, features, scores or "
-    "start; may be repeated.",
+    help="Measure this alone: stage-one, training, stage-two, matching, growth, samples, features, "
+    "scores or start; may be repeated.",
 )
 @click.option(
     "--rounds",

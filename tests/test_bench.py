@@ -159,8 +159,36 @@ def test_all_ways_find_the_same_neighbours(n):
 def test_the_plain_stage_one_learns(digits):
     torch.manual_seed(0)
     generator = Generator(8, (1, 8, 8), width=8, hidden=32)
-    losses = list(itertools.islice(plain.stage_one(generator, to_float(digits), 8, 30), 60))
+    codes = plain.codes_of(len(digits), 8, CPU)
+    steps = plain.stage_one(generator, codes, to_float(digits), 30)
+    losses = list(itertools.islice(steps, 60))
     assert torch.stack(losses[-5:]).mean() < 0.8 * torch.stack(losses[:5]).mean()
+
+
+def test_the_plain_stage_one_halves_its_learning_rates(digits):
+    torch.manual_seed(0)
+    generator = Generator(8, (1, 8, 8), width=8, hidden=32)
+    codes = plain.codes_of(30, 8, CPU)
+    moved = []
+    steps = plain.stage_one(generator, codes, to_float(digits[:30]), 30, halved=2)
+    before = codes.weight.detach().clone()
+    for _ in itertools.islice(steps, 6):  # one step an epoch: Adam, made anew, moves by its rate
+        moved.append(float((codes.weight.detach() - before).abs().max()))
+        before = to_sphere(codes.weight.detach().clone())
+    assert moved == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025], rel=1e-3)
+
+
+def test_training_takes_the_fewest_epochs_that_reach_the_loss():
+    images = ways.images_of(QUICK.images)
+
+    def loss(epochs):
+        glo = ways.trained(epochs, images, QUICK)
+        return ways.loss_on(to_float(images), glo.generator_, glo.codes_)
+
+    assert ways.fewest_epochs(loss(3), images, QUICK) == 3
+    assert ways.fewest_epochs(0.999 * loss(2), images, QUICK) == 3
+    with pytest.raises(GlannError, match="did not come to"):
+        ways.fewest_epochs(0.0, images, QUICK)
 
 
 def test_the_plain_stage_two_learns():

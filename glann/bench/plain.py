@@ -6,6 +6,7 @@ the generator and, densely, over all codes; no flushing of denormals; all distan
 every candidate at once.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -20,28 +21,40 @@ ROWS = 2000
 BETAS = (0.5, 0.999)
 
 
+def codes_of(n: int, code_dim: int, device: torch.device, seed: int = 0) -> nn.Embedding:
+    """Codes before they are learned, on the sphere, `(n, code_dim)`."""
+    start = torch.randn(n, code_dim, generator=torch.Generator().manual_seed(seed))
+    codes: nn.Embedding = nn.Embedding.from_pretrained(to_sphere(start).to(device), freeze=False)
+    return codes
+
+
 def stage_one(
-    generator: Generator, images: torch.Tensor, code_dim: int, batch_size: int, seed: int = 0
+    generator: Generator,
+    codes: nn.Embedding,
+    images: torch.Tensor,
+    batch_size: int,
+    halved: int = 20,
+    seed: int = 0,
 ) -> Iterator[torch.Tensor]:
     """GLO without an end: gives the batch's mean loss after each step.
 
     Args:
         generator: on the device of the images.
+        codes: one of each image, likewise.
         images: float `(n, c, h, w)` in [0, 1].
-        code_dim: numbers in a code.
         batch_size: images in a step; as in the authors' code an epoch's last, smaller batch is
             left out.
-        seed: of the codes and the order of the images.
+        halved: epochs after which learning rates are halved; of the authors' 200, 20.
+        seed: of the order of the images.
     """
     n, device = len(images), images.device
     random = torch.Generator().manual_seed(seed)
-    start = to_sphere(torch.randn(n, code_dim, generator=random))
-    codes = nn.Embedding.from_pretrained(start.to(device), freeze=False)
     loss_of = LaplacianPyramid((images.shape[2], images.shape[3])).to(device)
     generator.train()
-    while True:
-        generator_adam = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=BETAS)
-        codes_adam = torch.optim.Adam(codes.parameters(), lr=1e-2, betas=BETAS)
+    for epoch in itertools.count():
+        rate = 0.5 ** (epoch // halved)
+        generator_adam = torch.optim.Adam(generator.parameters(), lr=1e-3 * rate, betas=BETAS)
+        codes_adam = torch.optim.Adam(codes.parameters(), lr=1e-2 * rate, betas=BETAS)
         order = torch.randperm(n, generator=random).to(device)
         for rows in order[: n - n % batch_size].split(batch_size):
             loss = loss_of(generator(codes(rows)), images[rows]).mean()

@@ -17,17 +17,20 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
+from torch import nn
 
 from glann.bench import plain
 from glann.bench.timing import Round, time_matching, time_steps, timed
 from glann.data import Images
+from glann.errors import GlannError
 from glann.evaluation import scores as evaluation
 from glann.evaluation.features import make_features
 from glann.glo import GLO
 from glann.images import pad, resize_and_crop, to_float, to_uint8
 from glann.imle import IMLE
+from glann.losses import LaplacianPyramid
 from glann.nearest import nearest
-from glann.networks import Generator, Mapper, to_sphere
+from glann.networks import Generator, Mapper, evaluation_mode, to_sphere
 from glann.pipeline import GLANN
 from glann.randomness import seeded
 
@@ -65,6 +68,7 @@ class Sizes:
     batch: int = 128
     steps: int = 40  # of stage one in a round
     warm_steps: int = 150  # of the plain stage one before it is measured
+    epochs: int = 40  # of the plain stage one from start to end
     codes: int = 30_000  # half of MNIST's, as matching by the plain reading takes so long
     queries: int = 60_000
     points: int = 120_000
@@ -91,6 +95,7 @@ def sizes(device: torch.device, quick: bool) -> Sizes:
         batch=50,
         steps=2,
         warm_steps=2,
+        epochs=2,
         codes=500,  # more than the warm-up takes
         queries=400,
         points=800,
@@ -158,7 +163,8 @@ def stage_one(sizes: Sizes) -> Measure:
 def plain_stage_one(sizes: Sizes) -> Measure:
     """The plain loop, which goes on from round to round."""
     images = to_float(images_of(sizes.images)).to(sizes.device)
-    steps = plain.stage_one(generator_of(sizes).to(sizes.device), images, DIM, sizes.batch)
+    generator, codes = _untrained(len(images), sizes)
+    steps = plain.stage_one(generator, codes, images, sizes.batch)
 
     def go(count: int) -> None:
         for _ in itertools.islice(steps, count):
@@ -166,6 +172,68 @@ def plain_stage_one(sizes: Sizes) -> Measure:
 
     go(sizes.warm_steps)
     return lambda: Round(sizes.steps * sizes.batch, timed(lambda: go(sizes.steps), sizes.device))
+
+
+def _untrained(n: int, sizes: Sizes) -> tuple[Generator, nn.Embedding]:
+    """What the plain stage one begins with: generator and codes of n images."""
+    return generator_of(sizes).to(sizes.device), plain.codes_of(n, DIM, sizes.device)
+
+
+def _digits(sizes: Sizes) -> torch.Tensor:
+    """Every digit once."""
+    return images_of(min(sizes.images, len(load_digits().images)))
+
+
+def plain_training(sizes: Sizes) -> Measure:
+    """The plain stage one from start to end, of few images and as many epochs as that allows."""
+    return lambda: Round(1, timed(lambda: trained_plainly(sizes), sizes.device))
+
+
+def trained_plainly(sizes: Sizes) -> float:
+    """Its loss on all images in the end."""
+    images = to_float(_digits(sizes)).to(sizes.device)
+    generator, codes = _untrained(len(images), sizes)
+    # The authors halve learning rates every 20 of 200 epochs.
+    halved = max(1, sizes.epochs // 10)
+    steps = plain.stage_one(generator, codes, images, sizes.batch, halved)
+    for _ in itertools.islice(steps, sizes.epochs * (len(images) // sizes.batch)):
+        pass
+    return loss_on(images, generator, codes.weight.data)
+
+
+def loss_on(images: torch.Tensor, generator: Generator, codes: torch.Tensor) -> float:
+    """Mean loss of reconstructions; images are float `(n, c, h, w)` in [0, 1]."""
+    loss_of = LaplacianPyramid((images.shape[2], images.shape[3])).to(images.device)
+    with evaluation_mode(generator):
+        parts = [
+            loss_of(generator(some), images[rows]).sum()
+            for rows, some in zip(
+                torch.arange(len(images)).split(500), codes.split(500), strict=True
+            )
+        ]
+    return float(torch.stack(parts).sum()) / len(images)
+
+
+def trained(epochs: int, images: torch.Tensor, sizes: Sizes) -> GLO:
+    """Stage one as it comes, but for the loss, which is the plain one's."""
+    glo = GLO(width=sizes.width, hidden=sizes.hidden, loss="laplacian", epochs=epochs)
+    return glo.fit(images, device=str(sizes.device))
+
+
+def fewest_epochs(wanted: float, images: torch.Tensor, sizes: Sizes) -> int:
+    """Epochs after which the loss on all images is no more than `wanted`."""
+    for epochs in range(1, 10 * sizes.epochs + 1):
+        glo = trained(epochs, images, sizes)
+        if loss_on(to_float(images), glo.generator_, glo.codes_) <= wanted:
+            return epochs
+    raise GlannError(f"stage one did not come to a loss of {wanted:.3g} in {epochs} epochs")
+
+
+def training(sizes: Sizes) -> Measure:
+    """Stage one from start to end, with as few epochs as bring it to the plain one's loss."""
+    images = _digits(sizes)
+    epochs = fewest_epochs(trained_plainly(sizes), images, sizes)
+    return lambda: Round(1, timed(lambda: trained(epochs, images, sizes), sizes.device))
 
 
 # ---------------------------------------------------------------------- stage two
