@@ -13,7 +13,8 @@ for each code costs 1/cells of what looking at all candidates would.
 
 Near means near in the images: the generator's own metric measures codes, where it is at hand.  And
 a pool never comes near enough to codes of many numbers, so that the noise that won is improved by
-small changes, as if the pool had been many times larger.
+small changes, as if the pool had been many times larger.  A mapper of several levels goes on from
+there: each further one chooses noise of its own for what was made so far, and adds what is left.
 
 A step pulls T(e) towards the mean of the codes that chose noise near e, so what tells these codes
 apart is averaged away.  A sample takes a share of it back, from the training code whose own T(e) is
@@ -65,6 +66,9 @@ GROUP = 65_536
 CHANGES = 4
 """Changes of a code's noise that a round of refinement tries."""
 
+FRESH = 4
+"""Rounds in which a level after the first draws as many candidates."""
+
 REFINED = {"cpu": 1024, "cuda": 16_384}
 """Codes whose noise is refined at a time: no more than a CPU's cache holds."""
 
@@ -81,7 +85,14 @@ class IMLE:
 
     noise_dim: int = setting(64, "numbers in a noise vector", minimum=1, maximum=4096)
     width: int = setting(512, "units of the mapper's hidden layers", minimum=8, maximum=8192)
-    depth: int = setting(3, "hidden layers of the mapper", minimum=1, maximum=16)
+    depth: int = setting(3, "hidden layers of the mapper, of each level", minimum=1, maximum=16)
+    levels: int = setting(
+        1,
+        "levels of the mapper, each with its part of the noise, that add what those before left "
+        "out",
+        minimum=1,
+        maximum=16,
+    )
     cells: int | None = setting(
         None,
         "parts that codes are split into by k-means, each matched by itself; none: the square root "
@@ -171,6 +182,11 @@ class IMLE:
                 that is not finite; Interrupted after Ctrl-C, when there is a folder.
         """
         check(self, "imle")
+        if self.levels > self.noise_dim:
+            raise GlannError(
+                f"imle.levels = {self.levels}, and imle.noise_dim = {self.noise_dim}; each level "
+                "needs a number of noise at least"
+            )
         codes = as_codes(codes)
         n, code_dim = codes.shape
         batches = Batches(n, self.batch_size, self.epochs)
@@ -191,6 +207,7 @@ class IMLE:
                     self.depth,
                     on_sphere(codes),
                     len(centres),
+                    self.levels,
                 )
             if saved:
                 mapper.load_state_dict(saved["mapper"])
@@ -286,14 +303,14 @@ class IMLE:
             if self.perturbation:
                 e = e + self.perturbation * nudge
             with autocast(precision, device):
-                made = model(e, cells[places])
+                made = model(e, cells[places], every=True)
             # 1 is what the cells' centres alone would give, whatever unit the codes came in.
-            errors = ((made.float() - codes[places]) / mapper.scale).square().mean(1)
-            loss: torch.Tensor = errors.sum() / size
+            errors = ((made.float() - codes[places]) / mapper.scale).square().mean(2)
+            losses: torch.Tensor = errors.sum(1) / size
             optimiser.zero_grad()
-            loss.backward()
+            losses.sum().backward()
             optimiser.step()
-            return loss.detach()
+            return losses[-1].detach()  # of what comes out in the end
 
         learned = Replayed(learn, device, exact=self.precision == "float32")
         for step, rows in training.steps(seed):
@@ -339,6 +356,7 @@ class IMLE:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """For each code the noise whose candidate is the nearest of its cell's, then refined.
 
+        Further levels' noise is chosen after that, each level's for what those before it made.
         With several processes all make candidates, and each has codes of its own.
 
         Args:
@@ -355,7 +373,7 @@ class IMLE:
             found their nearest, by trials.
         """
         device = codes.device
-        chosen = codes.new_empty(len(codes), self.noise_dim)
+        chosen = codes.new_zeros(len(codes), self.noise_dim)
         recalled = torch.zeros((), dtype=torch.float64)
         sizes = (self.pool * counts).round().clamp_min(1).long()
         precision = pick_precision(self.precision, device)
@@ -363,29 +381,29 @@ class IMLE:
         drawn, done = 0, 0
         for group in _groups(sizes):
             own, theirs = sizes[group], members[group]
-            pool = noise(
-                seed, f"candidates {matching}", drawn, drawn + int(own.sum()), self.noise_dim
-            )
+            to = drawn + int(own.sum())
+            pool = noise(seed, f"candidates {matching}", drawn, to, mapper.noise_dims[0])
             pool, of = upload(pool, device), upload(torch.repeat_interleave(group, own), device)
             mine = order[done : done + int(theirs.sum())]
             drawn, done = drawn + len(pool), done + len(mine)
             rows = torch.arange(len(pool), device=device).split(8192)
             with autocast(precision, device):
-                made = processes.by_parts(rows, partial(_candidates, mapper, pool, of))
+                made = processes.by_parts(rows, partial(_first_level, mapper, pool, of))
             if radius:
                 kept, own = _not_refused(made, codes[mine], own, theirs, radius)
                 pool, made = pool[kept], made[kept]
             best, _ = nearest_in_groups(codes[mine], made, theirs, own, self.search)
-            chosen[mine] = pool[best]
+            chosen[mine, : mapper.noise_dims[0]] = pool[best]
             if self.search not in EXACT:
                 recalled += _recalled(codes[mine], made, theirs, own, best, len(codes))
-        if not self.refine or radius:  # what is refused comes no nearer
+        rounds = 0 if radius else self.refine  # what is refused comes no nearer
+        if not rounds and not mapper.further:
             return chosen, recalled
         at_a_time = REFINED["cuda" if device.type == "cuda" else "cpu"]
         for first in range(0, len(codes), at_a_time):
             part = slice(first, first + at_a_time)
             chosen[part] = self._refined(
-                mapper, chosen[part], codes[part], cells[part], first, seed, matching
+                mapper, chosen[part], codes[part], cells[part], first, rounds, seed, matching
             )
         return chosen, recalled
 
@@ -396,39 +414,56 @@ class IMLE:
         codes: torch.Tensor,
         cells: torch.Tensor,
         first: int,
+        rounds: int,
         seed: int,
         matching: int,
     ) -> torch.Tensor:
         """Noise whose T(e) is nearer to codes, or the same: the best of changes, round by round.
 
         A change √(1 − h²) e + h ε of e ~ N(0, I) is itself N(0, I), for any step h; steps get
-        smaller.  Choosing again around what was chosen makes few candidates act like very many:
-        CHIMLE (Peng, Moazeni & Li, arXiv 2211.14286) does so with the levels of a network.
+        smaller.  Choosing again around what was chosen makes few candidates act like very many.
+        A level after the first has no candidates yet and begins with steps of 1, which are just
+        that; it has those of its own for what each code's noise has made before: so the pool grows
+        exponentially with levels (CHIMLE: Peng, Moazeni & Li, arXiv 2211.14286).
 
-        `first` is the row of the first of them in this process's tables.
+        `first` is the row of the first of the codes in this process's tables.
         """
-        k, noise_dim = e.shape
+        k = len(e)
         # Each item has its own changes, whichever process it belongs to.
         start, count = first * processes.count(), processes.count()
         items = slice(processes.rank(), None, count)
-        rows = torch.arange(k * CHANGES, device=e.device)
-        with autocast(pick_precision(self.precision, e.device), e.device):
-            best = (_candidates(mapper, e, cells, rows[:k]) - codes).square().sum(1)
-            for turn in range(self.refine):
-                h = 0.7 * 0.75**turn
-                purpose = f"change {matching} {turn}"
-                changes = noise(seed, purpose, start, start + k * count, CHANGES * noise_dim)
-                changes = upload(changes[items].view(k, CHANGES, noise_dim), e.device)
-                tried = (1 - h * h) ** 0.5 * e[:, None] + h * changes
-                made = _candidates(
-                    mapper, tried.flatten(0, 1), cells.repeat_interleave(CHANGES), rows
-                )
-                errors = (made.view(k, CHANGES, -1) - codes[:, None]).square().sum(2)
-                least, which = errors.min(1)
-                better = least < best
-                best = torch.where(better, least, best)
-                e = torch.where(better[:, None], tried[rows[:k], which], e)
-        return e
+        of_changes = cells.repeat_interleave(CHANGES)
+        rows = torch.arange(k, device=e.device)
+        refining = [0.7 * 0.75**turn for turn in range(rounds)]
+        chosen: list[torch.Tensor] = []
+        before: torch.Tensor | None = None
+        precision = pick_precision(self.precision, e.device)
+        with evaluation_mode(mapper), autocast(precision, e.device):
+            for level, own in enumerate(e.split(mapper.noise_dims, 1)):
+                purpose = f"change {matching}" + (f" of level {level}" if level else "")
+                made = mapper.level(level, own, cells, before)
+                best = (made - codes).square().sum(1)
+                if level:  # nothing was chosen yet
+                    best.fill_(torch.inf)
+                was = None if before is None else before.repeat_interleave(CHANGES, 0)
+                for turn, h in enumerate([1.0] * FRESH * (level > 0) + refining):
+                    numbers = own.shape[1]
+                    changes = noise(
+                        seed, f"{purpose} {turn}", start, start + k * count, CHANGES * numbers
+                    )
+                    changes = upload(changes[items].view(k, CHANGES, numbers), e.device)
+                    tried = (1 - h * h) ** 0.5 * own[:, None] + h * changes
+                    found = mapper.level(level, tried.flatten(0, 1), of_changes, was)
+                    found = found.view(k, CHANGES, -1)
+                    errors = (found - codes[:, None]).square().sum(2)
+                    least, which = errors.min(1)
+                    better = least < best
+                    best = torch.where(better, least, best)
+                    own = torch.where(better[:, None], tried[rows, which], own)
+                    made = torch.where(better[:, None], found[rows, which], made)
+                chosen.append(own)
+                before = made
+        return torch.cat(chosen, 1)
 
     def _details(
         self,
@@ -657,6 +692,15 @@ def _recalled(
             tried = max(1, 1000 * len(mine) // n)
             found += len(mine) * recall(mine, some, chosen - start, tried)
     return found
+
+
+def _first_level(
+    mapper: Mapper, noise: torch.Tensor, cells: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """What the first level makes of some rows of its noise, as when sampling."""
+    with evaluation_mode(mapper):
+        codes: torch.Tensor = mapper.level(0, noise[rows], cells[rows])
+    return codes
 
 
 def _candidates(

@@ -270,13 +270,18 @@ class Mapper(nn.Module):
     written.  Where there are several cells, the centre goes in beside the noise: cells that are
     near each other learn from each other.  Codes on the unit sphere get outputs on it.
 
+    Of several `levels` each further one has layers and noise of its own: it sees what the levels
+    before made and adds to it (the levels of CHIMLE, Peng, Moazeni & Li, arXiv 2211.14286, with
+    codes in the place of images).
+
     Args:
-        noise_dim: numbers in a noise vector.
+        noise_dim: numbers in a noise vector, of all levels together.
         code_dim: numbers in a code.
         width: units of each hidden layer.
-        depth: number of hidden layers.
+        depth: number of hidden layers, of each level.
         on_sphere: outputs are scaled to norm 1.
         cells: number of cells.
+        levels: how many there are.
     """
 
     centres: torch.Tensor
@@ -291,6 +296,7 @@ class Mapper(nn.Module):
         depth: int,
         on_sphere: bool,
         cells: int = 1,
+        levels: int = 1,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -300,29 +306,56 @@ class Mapper(nn.Module):
             "depth": depth,
             "on_sphere": on_sphere,
             "cells": cells,
+            "levels": levels,
         }
         self.on_sphere = on_sphere
-        layers: list[nn.Module] = []
-        for i in range(depth):
-            inputs = width if i else noise_dim + (code_dim if cells > 1 else 0)
-            layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(width, code_dim))
+        self.noise_dims = [len(part) for part in torch.arange(noise_dim).tensor_split(levels)]
+        """How many numbers of a noise vector are each level's."""
+        known = code_dim if cells > 1 else 0
+        self.layers = _perceptron(self.noise_dims[0] + known, width, depth, code_dim)
+        further = [
+            _perceptron(count + known + code_dim, width, depth, code_dim)
+            for count in self.noise_dims[1:]
+        ]
+        for layers in further:  # which begin by adding nothing
+            for numbers in layers[-1].parameters():
+                nn.init.zeros_(numbers)
+        self.further = nn.ModuleList(further)
         self.register_buffer("centres", torch.zeros(cells, code_dim))
         self.register_buffer("shares", torch.full((cells,), 1 / cells))
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, noise: torch.Tensor, cells: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, noise: torch.Tensor, cells: torch.Tensor | None = None, every: bool = False
+    ) -> torch.Tensor:
         """Noise `(n, noise_dim)`, and each one's cell, int64 `(n,)` → codes `(n, code_dim)`.
 
-        Where there is one cell, it need not be said.
+        Where there is one cell, it need not be said.  With `every` those that each level makes,
+        `(levels, n, code_dim)`: no gradient goes from a level to those before it.
         """
-        if cells is None or len(self.centres) == 1:
-            around, inputs = self.centres[:1], noise
+        codes: list[torch.Tensor] = []
+        for number, own in enumerate(noise.split(self.noise_dims, 1)):
+            codes.append(self.level(number, own, cells, codes[-1].detach() if codes else None))
+        return torch.stack(codes) if every else codes[-1]
+
+    def level(
+        self,
+        number: int,
+        noise: torch.Tensor,
+        cells: torch.Tensor | None = None,
+        before: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One level: its own noise, and what the level before made, if any → `(n, code_dim)`."""
+        one = cells is None or len(self.centres) == 1
+        around = self.centres[:1] if one else self.centres[cells]
+        inputs = [noise]
+        if not one:
+            inputs.append((around - self.centres.mean(0)) / self.centres.std().clamp_min(1e-12))
+        if before is None:
+            codes = around + self.scale * self.layers(torch.cat(inputs, 1))
         else:
-            around = self.centres[cells]
-            apart = around - self.centres.mean(0)
-            inputs = torch.cat([noise, apart / self.centres.std().clamp_min(1e-12)], 1)
-        codes = around + self.scale * self.layers(inputs)
+            inputs.append((before - around) / self.scale)
+            codes = before + self.scale * self.further[number - 1](torch.cat(inputs, 1))
         return to_sphere(codes) if self.on_sphere else codes
 
     def cells_of(self, noise: torch.Tensor) -> torch.Tensor:
@@ -333,3 +366,12 @@ class Mapper(nn.Module):
         bounds = self.shares.cumsum(0)
         found = torch.searchsorted(bounds, torch.special.ndtr(noise) * bounds[-1], right=True)
         return found.clamp_max(len(self.shares) - 1)
+
+
+def _perceptron(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
+    """`depth` full layers of `width` with BatchNorm and ReLU, then a linear one."""
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers.append(nn.Linear(width if i else inputs, width, bias=False))
+        layers += [nn.BatchNorm1d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))

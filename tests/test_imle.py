@@ -8,6 +8,7 @@ from conftest import TINY_IMLE, Killed
 from glann import IMLE, GlannError, imle
 from glann.metric import image_metric
 from glann.nearest import nearest
+from glann.randomness import noise
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_lists_log_how_often_the_nearest_was_found(codes, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 12, 15, 20])
-@pytest.mark.parametrize("more", [{}, {"keep": 3, "perturbation": 0.1, "refuse": 0.5}])
+@pytest.mark.parametrize("more", [{}, {"keep": 3, "perturbation": 0.1, "refuse": 0.5, "levels": 3}])
 def test_killed_and_resumed_equals_straight_bit_for_bit(codes, tmp_path, kill_at, step, more):
     straight = IMLE(**TINY_IMLE, **more).fit(codes, seed=2)  # 5 steps an epoch, 20 in all
     kill_at(step)
@@ -221,25 +222,59 @@ def test_refined_noise_is_nearer(codes, refine):
     counts = cells.bincount(minlength=len(mapper.centres))
     errors = []
     for turns in (0, refine):
-        model = IMLE(**TINY_IMLE, refine=turns)
+        model = IMLE(**TINY_IMLE, levels=1, refine=turns)
         e, _ = model.match(mapper, codes, cells, counts, 0, 0)
         errors.append((mapper(e, cells).detach() - codes).square().sum(1))
     assert (errors[1] <= errors[0]).all()
     assert float(errors[1].mean()) < (0.99 if refine == 1 else 0.95) * float(errors[0].mean())
 
 
-def fitted_mapper(codes):
-    model = IMLE(**TINY_IMLE, cells=4).fit(codes)
+def fitted_mapper(codes, levels=1):
+    model = IMLE(**TINY_IMLE, cells=4, levels=levels).fit(codes)
     return model.mapper_, nearest(codes, model.mapper_.centres)[0]
 
 
+def test_each_level_adds_what_those_before_left_out(codes):
+    model = IMLE(**{**TINY_IMLE, "epochs": 40}, levels=3).fit(codes)
+    cells, _ = nearest(codes, model.mapper_.centres)
+    with torch.no_grad():
+        made = model.mapper_(model.chosen_, cells, every=True)
+    left = (made - codes).square().sum(2).mean(1)
+    assert left[1] < 0.9 * left[0]
+    assert left[2] < 0.9 * left[1]
+
+
+def test_a_further_level_chooses_among_candidates_of_its_own(codes):
+    """The oracle: of its draws the one that brings what the first level made the nearest."""
+    mapper, cells = fitted_mapper(codes, levels=2)
+    counts = cells.bincount(minlength=len(mapper.centres))
+    chosen, _ = IMLE(**TINY_IMLE, levels=2, refine=0).match(mapper, codes, cells, counts, 5, 3)
+    first, second = chosen.split(mapper.noise_dims, 1)
+    each = imle.CHANGES * mapper.noise_dims[1]
+    rounds = [
+        noise(5, f"change 3 of level 1 {turn}", 0, len(codes), each).view(len(codes), -1, 4)
+        for turn in range(imle.FRESH)
+    ]
+    drawn = torch.cat(rounds, 1)
+    with torch.no_grad():
+        before = mapper.level(0, first, cells)
+        made = [mapper.level(1, drawn[:, j], cells, before) for j in range(drawn.shape[1])]
+    best = (torch.stack(made, 1) - codes[:, None]).square().sum(2).argmin(1)
+    assert torch.equal(second, drawn[torch.arange(len(codes)), best])
+
+
+def test_a_level_without_noise_is_refused(codes):
+    with pytest.raises(GlannError, match=r"imle\.levels = 9, and imle\.noise_dim = 8"):
+        IMLE(**TINY_IMLE, levels=9).fit(codes)
+
+
 def test_parts_that_are_refined_together_make_no_difference(codes, monkeypatch):
-    mapper, cells = fitted_mapper(codes)
+    mapper, cells = fitted_mapper(codes, levels=2)
     counts = cells.bincount(minlength=len(mapper.centres))
     found = []
     for together in (1024, 7):
         monkeypatch.setitem(imle.REFINED, "cpu", together)
-        found.append(IMLE(**TINY_IMLE).match(mapper, codes, cells, counts, 0, 0)[0])
+        found.append(IMLE(**TINY_IMLE, levels=2).match(mapper, codes, cells, counts, 0, 0)[0])
     torch.testing.assert_close(*found)
 
 

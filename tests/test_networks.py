@@ -256,6 +256,28 @@ def test_a_cells_codes_are_around_its_centre():
     assert not torch.allclose(there, here, atol=1e-4)
 
 
+def test_levels_add_to_each_other():
+    mapper = used(Mapper(5, 3, width=8, depth=1, on_sphere=False, cells=2, levels=2))
+    mapper.centres.copy_(torch.tensor([[-5.0, 0.0, 0.0], [5.0, 1.0, 0.0]]))
+    mapper.scale.fill_(0.5)
+    x, cells = drawn(6, 5), torch.tensor([0, 1, 0, 1, 1, 0])
+    one, two = mapper(x, cells, every=True)
+    assert torch.equal(two, one)  # a further level begins by adding nothing
+    torch.nn.init.normal_(mapper.further[0][-1].weight)
+    one, two = mapper(x, cells, every=True)
+    around = mapper.centres[cells]
+    known = (around - mapper.centres.mean(0)) / mapper.centres.std()
+    added = mapper.further[0](torch.cat([x[:, 3:], known, (one - around) / 0.5], 1))
+    torch.testing.assert_close(two, one + 0.5 * added)
+    assert not torch.allclose(two, one, atol=0.01)
+    assert torch.equal(mapper(x, cells), two)
+    # each level has its own noise, and learns by itself
+    other = torch.cat([x[:, :3], drawn(6, 2, seed=1)], 1)
+    assert torch.equal(mapper(other, cells, every=True)[0], one)
+    (gradient,) = torch.autograd.grad(two.sum(), mapper.layers[0].weight)
+    assert not gradient.any()
+
+
 def test_noise_picks_each_cell_as_often_as_it_has_codes():
     mapper = Mapper(4, 3, width=8, depth=1, on_sphere=False, cells=3)
     mapper.shares.copy_(torch.tensor([0.7, 0.1, 0.2]))

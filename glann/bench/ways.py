@@ -250,6 +250,7 @@ def stage_two(sizes: Sizes) -> Measure:
         width=sizes.mapper_width,
         batch_size=sizes.batch,
         epochs=1,
+        levels=1,
         cells=1,
         pool=2.0,
         refine=0,
@@ -341,7 +342,7 @@ def match_by_sklearn(sizes: Sizes) -> Measure:
 def sample(sizes: Sizes) -> Measure:
     """`GLANN.sample`."""
     # Barely trained: what it samples doesn't matter, how long it takes doesn't depend on it.
-    imle = IMLE(noise_dim=DIM, width=sizes.mapper_width, batch_size=50, epochs=1)
+    imle = IMLE(noise_dim=DIM, width=sizes.mapper_width, levels=1, batch_size=50, epochs=1)
     pipeline = GLANN(generator_of(sizes), imle.fit(_codes(50), device="cpu"))
     pipeline.to(str(sizes.device))
     pipeline.sample(sizes.samples // 4)
