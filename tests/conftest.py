@@ -22,6 +22,7 @@ TINY_IMLE = {
     "noise_dim": 8,
     "width": 32,
     "depth": 2,
+    "levels": 2,
     "epochs": 4,
     "batch_size": 32,
     "precision": "float32",

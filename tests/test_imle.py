@@ -72,7 +72,7 @@ def test_lists_log_how_often_the_nearest_was_found(codes, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 12, 15, 20])
-@pytest.mark.parametrize("more", [{}, {"keep": 3, "perturbation": 0.1, "refuse": 0.5, "levels": 3}])
+@pytest.mark.parametrize("more", [{}, {"keep": 3, "perturbation": 0.1, "refuse": 0.5}])
 def test_killed_and_resumed_equals_straight_bit_for_bit(codes, tmp_path, kill_at, step, more):
     straight = IMLE(**TINY_IMLE, **more).fit(codes, seed=2)  # 5 steps an epoch, 20 in all
     kill_at(step)
@@ -222,7 +222,7 @@ def test_refined_noise_is_nearer(codes, refine):
     counts = cells.bincount(minlength=len(mapper.centres))
     errors = []
     for turns in (0, refine):
-        model = IMLE(**TINY_IMLE, levels=1, refine=turns)
+        model = IMLE(**{**TINY_IMLE, "levels": 1}, refine=turns)
         e, _ = model.match(mapper, codes, cells, counts, 0, 0)
         errors.append((mapper(e, cells).detach() - codes).square().sum(1))
     assert (errors[1] <= errors[0]).all()
@@ -230,12 +230,12 @@ def test_refined_noise_is_nearer(codes, refine):
 
 
 def fitted_mapper(codes, levels=1):
-    model = IMLE(**TINY_IMLE, cells=4, levels=levels).fit(codes)
+    model = IMLE(**{**TINY_IMLE, "levels": levels}, cells=4).fit(codes)
     return model.mapper_, nearest(codes, model.mapper_.centres)[0]
 
 
 def test_each_level_adds_what_those_before_left_out(codes):
-    model = IMLE(**{**TINY_IMLE, "epochs": 40}, levels=3).fit(codes)
+    model = IMLE(**{**TINY_IMLE, "epochs": 40, "levels": 3}).fit(codes)
     cells, _ = nearest(codes, model.mapper_.centres)
     with torch.no_grad():
         made = model.mapper_(model.chosen_, cells, every=True)
@@ -248,7 +248,7 @@ def test_a_further_level_chooses_among_candidates_of_its_own(codes):
     """The oracle: of its draws the one that brings what the first level made the nearest."""
     mapper, cells = fitted_mapper(codes, levels=2)
     counts = cells.bincount(minlength=len(mapper.centres))
-    chosen, _ = IMLE(**TINY_IMLE, levels=2, refine=0).match(mapper, codes, cells, counts, 5, 3)
+    chosen, _ = IMLE(**TINY_IMLE, refine=0).match(mapper, codes, cells, counts, 5, 3)
     first, second = chosen.split(mapper.noise_dims, 1)
     each = imle.CHANGES * mapper.noise_dims[1]
     rounds = [
@@ -265,7 +265,7 @@ def test_a_further_level_chooses_among_candidates_of_its_own(codes):
 
 def test_a_level_without_noise_is_refused(codes):
     with pytest.raises(GlannError, match=r"imle\.levels = 9, and imle\.noise_dim = 8"):
-        IMLE(**TINY_IMLE, levels=9).fit(codes)
+        IMLE(**{**TINY_IMLE, "levels": 9}).fit(codes)
 
 
 def test_parts_that_are_refined_together_make_no_difference(codes, monkeypatch):
@@ -274,7 +274,7 @@ def test_parts_that_are_refined_together_make_no_difference(codes, monkeypatch):
     found = []
     for together in (1024, 7):
         monkeypatch.setitem(imle.REFINED, "cpu", together)
-        found.append(IMLE(**TINY_IMLE, levels=2).match(mapper, codes, cells, counts, 0, 0)[0])
+        found.append(IMLE(**TINY_IMLE).match(mapper, codes, cells, counts, 0, 0)[0])
     torch.testing.assert_close(*found)
 
 
