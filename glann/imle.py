@@ -418,13 +418,14 @@ class IMLE:
         seed: int,
         matching: int,
     ) -> torch.Tensor:
-        """Noise whose T(e) is nearer to codes, or the same: the best of changes, round by round.
+        """Noise whose T(e) is nearer to codes, or the same: the best of changes, in so many rounds.
 
         A change √(1 − h²) e + h ε of e ~ N(0, I) is itself N(0, I), for any step h; steps get
         smaller.  Choosing again around what was chosen makes few candidates act like very many.
         A level after the first has no candidates yet and begins with steps of 1, which are just
         that; it has those of its own for what each code's noise has made before: so the pool grows
-        exponentially with levels (CHIMLE: Peng, Moazeni & Li, arXiv 2211.14286).
+        exponentially with levels (CHIMLE: Peng, Moazeni & Li, arXiv 2211.14286).  What comes in as
+        such a level's noise doesn't count.
 
         `first` is the row of the first of the codes in this process's tables.
         """
@@ -446,8 +447,8 @@ class IMLE:
                 if level:  # nothing was chosen yet
                     best.fill_(torch.inf)
                 was = None if before is None else before.repeat_interleave(CHANGES, 0)
+                numbers = own.shape[1]
                 for turn, h in enumerate([1.0] * FRESH * (level > 0) + refining):
-                    numbers = own.shape[1]
                     changes = noise(
                         seed, f"{purpose} {turn}", start, start + k * count, CHANGES * numbers
                     )
