@@ -114,7 +114,7 @@ def test_clipping_keeps_a_critic_flat(frozen, digits):
 
 def test_imle_and_its_error_by_hand(digits):
     codes = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
-    imle = IMLE(**TINY_IMLE | {"batch_size": 40}, cells=1, refine=0).fit(codes, seed=1)
+    imle = IMLE(**TINY_IMLE | {"batch_size": 40, "levels": 1}, cells=1, refine=0).fit(codes, seed=1)
     pool = noise(3, f"candidates {MATCHING}", 0, 80, imle.noise_dim)
     with torch.no_grad():
         nearest = torch.cdist(codes, imle.mapper_(pool)).argmin(1)

@@ -137,7 +137,7 @@ def of_imle(imle: IMLE, codes: torch.Tensor, pool: float, seed: int, device: tor
     """The norm of the gradient of a fitted IMLE's mapper, and its loss, the error that is left.
 
     Each code is matched among `pool` candidates for each of them, as in a step of its training, and
-    the loss is the training's: 1 is what the cells' centres alone would give.
+    the loss is the training's: 1 is what the cells' centres alone would give, for each level.
 
     Returns:
         "norm", "loss".
@@ -150,7 +150,10 @@ def of_imle(imle: IMLE, codes: torch.Tensor, pool: float, seed: int, device: tor
     chosen, _ = matching.match(mapper, codes, cells, counts, seed, MATCHING)
     mapper.train()
     losses = (
-        ((mapper(chosen[rows], cells[rows]) - codes[rows]) / mapper.scale).square().mean()
+        ((mapper(chosen[rows], cells[rows], every=True) - codes[rows]) / mapper.scale)
+        .square()
+        .mean((1, 2))
+        .sum()
         for rows in measured_rows(len(codes), imle.batch_size, seed)
     )
     norm, loss = norm_and_loss(losses, mapper)
