@@ -7,6 +7,8 @@ with their images; of the networks every process has a copy, kept alike by Distr
 (Li et al., arXiv 2006.15704).  Without torchrun there is one process, and nothing here has a cost.
 """
 
+import gc
+import importlib
 import inspect
 import os
 import warnings
@@ -34,6 +36,9 @@ def start() -> None:
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    # DistributedDataParallel imports this module, whose functions keep the group of the moment as
+    # a default: after `init_process_group` that would be ours, and `stop` could not end it.
+    importlib.import_module("torch.distributed.nn.functional")
     # Long enough for the first to decode a large folder while the others wait.
     dist.init_process_group(backend, timeout=timedelta(days=1))
     if not is_first():
@@ -41,8 +46,13 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Take leave of the other processes."""
+    """Take leave of the other processes, and end the threads that spoke to them.
+
+    A thread that lives on until the interpreter ends may then drop a tensor, for which it is too
+    late: the process aborts, its work done.
+    """
     if dist.is_initialized():
+        gc.collect()  # wrapped networks, which hold the group
         dist.destroy_process_group()
 
 

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from conftest import TINY_GLO, TINY_IMLE
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -103,7 +105,9 @@ def main(folder: Path) -> None:
             model.fit(data, seed=3, folder=folder / f"{type(model).__name__}-begun-by-2")
     results = {key: value.contiguous().clone() for key, value in results.items()}
     save_file(results, folder / f"{processes.rank()}.safetensors")
+    group = weakref.ref(dist.group.WORLD)
     processes.stop()
+    assert group() is None  # else its threads live on, and may abort the process at its end
 
 
 main(Path(sys.argv[1]))
