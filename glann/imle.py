@@ -57,7 +57,7 @@ from glann.training import SNAPSHOT, Batches, Parts, Training
 CLUSTERED = 50_000
 """Codes that k-means is fitted to, at the most: more don't move its centres much."""
 
-KEPT = 65_536
+KEPT = 131_072
 """Codes whose details are kept, at the most."""
 
 GROUP = 65_536
