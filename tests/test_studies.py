@@ -87,8 +87,13 @@ def test_rows_come_in_the_order_of_the_runs_with_key_and_arguments(folder):
     assert results(folder)["claim"] == STUDY.claim
 
 
-def test_several_processes_give_the_rows_of_one(folder, tmp_path):
+def test_several_processes_give_the_rows_of_one(folder, tmp_path, monkeypatch):
+    def terminate(process):  # what it holds, such as tqdm's lock, would be left to be warned of
+        raise AssertionError(f"{process.name} was not let end by itself")
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "terminate", terminate)
     go(folder, jobs=2)
+    assert multiprocessing.active_children() == []
     go(tmp_path / "runs" / "study-one", jobs=1)
     assert results(folder)["rows"] == results(tmp_path / "runs" / "study-one")["rows"]
 

@@ -146,6 +146,7 @@ def _rows(
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 yield waiting.pop(future), *future.result()
+        executor.shutdown()  # they end by themselves, and leave nothing behind
     except BrokenProcessPool as error:
         raise GlannError(
             f"a process of the study ended by itself, perhaps for want of memory; what is done is "
