@@ -19,7 +19,7 @@ from glann.codes import as_codes
 from glann.devices import Replayed, Rows, autocast, pick_device, pick_precision
 from glann.errors import GlannError
 from glann.glo import GLO, SHOWN, reconstruction_rows
-from glann.losses import make_loss
+from glann.losses import LOSSES, make_loss
 from glann.networks import Generator
 from glann.optimisers import (
     SCHEDULES,
@@ -45,6 +45,7 @@ class FineTuning:
     batch_size: int = setting(128, "images in a step, at the most", minimum=2)
     lr: float = setting(5e-3, "learning rate", minimum=0)
     schedule: str = setting("one-cycle", "how the learning rate changes", choices=SCHEDULES)
+    loss: str | None = setting(None, "reconstruction loss; none: stage one's", choices=LOSSES)
 
     def fit(
         self,
@@ -64,7 +65,8 @@ class FineTuning:
             images: uint8 `(n, channels, height, width)`, a NumPy array or a tensor.
             codes: float `(n, code_dim)`, row i for image i, as `IMLE.reached`.
             generator: what is to learn on, as `GLO.generator_`; it is left as it is.
-            like: stage one, whose loss, optimiser and precision are used; None: its defaults.
+            like: stage one, whose optimiser and precision are used, and whose loss where there is
+                no other; None: its defaults.
             seed: of the order of the images.
             device: "auto", "cpu", "cuda", …
             folder: where checkpoint, log and pictures go; the same call resumes there.
@@ -82,11 +84,12 @@ class FineTuning:
         images, codes, like = pixels.as_images(images), as_codes(codes), like or GLO()
         _check_fit(images, codes, generator)
         on_device = pick_device(device)
-        settings = as_dict(self)
-        settings |= {key: getattr(like, key) for key in ("loss", "optimiser", "precision")}
+        loss = self.loss or like.loss
+        settings = {**as_dict(self), "loss": loss}
+        settings |= {key: getattr(like, key) for key in ("optimiser", "precision")}
         data = fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))
         identity = {"settings": settings, "seed": seed, "data": " ".join(data)}
-        loss_of = make_loss(like.loss, generator.image_shape[1:], on_device, like.vgg_weights)
+        loss_of = make_loss(loss, generator.image_shape[1:], on_device, like.vgg_weights)
         precision = pick_precision(like.precision, on_device)
         generator = copy.deepcopy(generator)
 
@@ -108,11 +111,11 @@ class FineTuning:
                 set_learning_rate(optimiser, lr)
                 with autocast(precision, on_device):
                     made = model(z)
-                loss = loss_of(made.float(), pixels.to_float(batch)).sum() / size
+                error = loss_of(made.float(), pixels.to_float(batch)).sum() / size
                 optimiser.zero_grad()
-                loss.backward()
+                error.backward()
                 optimiser.step()
-                return loss.detach()
+                return error.detach()
 
             learned = Replayed(learn, on_device, exact=like.precision == "float32")
             for step, rows in training.steps(seed):

@@ -15,7 +15,7 @@ from torch import nn
 from glann.errors import GlannError
 from glann.images import pad
 
-LOSSES = ("scattering", "laplacian", "l1", "vgg")
+LOSSES = ("scattering", "laplacian", "l1", "l2", "vgg")
 
 SMALL = 1024
 """Pixels of an image up to which a GPU computes losses by matrices."""
@@ -32,6 +32,8 @@ def make_loss(
     """The loss called `name`, one of LOSSES, for images of (height, width), on `device`."""
     if name == "l1":
         return l1
+    if name == "l2":
+        return l2
     if name in ("scattering", "laplacian"):
         loss = Scattering(image_size) if name == "scattering" else LaplacianPyramid(image_size)
         small = image_size[0] * image_size[1] <= SMALL
@@ -45,6 +47,15 @@ def make_loss(
 def l1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference of the pixels of each image."""
     return (output - target).abs().flatten(1).mean(1)
+
+
+def l2(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of the pixels of each image.
+
+    Of images that a code can't tell apart it makes the mean, which is what kernel estimates of the
+    likelihood want, and what looks blurred.
+    """
+    return (output - target).square().flatten(1).mean(1)
 
 
 def _blur(size: int) -> torch.Tensor:

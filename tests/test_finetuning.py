@@ -74,6 +74,20 @@ def test_it_learns_by_the_loss_and_optimiser_of_stage_one(digits, stages, settin
     assert not torch.equal(*(next(tuned.generator_.parameters()) for tuned in made))
 
 
+def test_a_loss_of_its_own_goes_before_that_of_stage_one(digits, stages):
+    glo, imle = stages
+    codes = imle.reached(glo.codes_)
+    own, other, same = (
+        FineTuning(**TINY, loss=loss)
+        .fit(digits, codes, glo.generator_, like=GLO(loss=of_glo))
+        .generator_.state_dict()
+        for loss, of_glo in (("l2", "l1"), (None, "l1"), (None, "l2"))
+    )
+    name = next(iter(own))
+    assert torch.equal(own[name], same[name])
+    assert not torch.equal(own[name], other[name])
+
+
 @pytest.mark.parametrize("step", [1, 5, 7, 10])
 def test_killed_and_resumed_equals_straight_bit_for_bit(digits, stages, tmp_path, kill_at, step):
     glo, imle = stages
