@@ -154,6 +154,15 @@ def test_width_within_modes():
     assert modes.within_modes(torch.full((3, 2), 9.0), "ring") is None
 
 
+def test_a_model_s_length_is_no_part_of_others_rows():
+    changes = ["glo.epochs=2", "ns-gan.images_seen=900", "r3gan.images_seen=500"]
+    settings = modes.ModesSettings(
+        mixtures=[], stacked=["glann", "ns-gan"], changes=changes, seeds=1
+    )
+    given = {run.arguments["model"]: run.arguments["changes"] for run in modes.runs(settings)}
+    assert given == {"floor": changes[:1], "glann": changes[:1], "ns-gan": changes[:2]}
+
+
 def test_stacked_digits_have_runs_and_a_table_beside_published_ones(tmp_path):
     settings = modes.ModesSettings(mixtures=[], stacked=["glann", "ns-gan"], seeds=2)
     keys = [run.key.removeprefix("stacked-") for run in modes.runs(settings)]

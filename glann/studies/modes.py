@@ -100,8 +100,16 @@ def runs(settings: ModesSettings) -> list[Run]:
             floor = ["floor"] if models and seed == settings.first_seed else []
             for model in [*floor, *models]:
                 arguments = {**shared, "model": model, "seed": seed}
+                if function is stacked_row:
+                    arguments["changes"] = _concerning(model, settings.changes)
                 found.append(Run(f"{name}-{model}-{seed}", function, arguments))
     return found
+
+
+def _concerning(model: str, changes: list[str]) -> list[str]:
+    """Those that are not of another model's section, so that its row stays when they change."""
+    others = set(MODELS) - {model}
+    return [change for change in changes if change.partition(".")[0] not in others]
 
 
 def points_row(
