@@ -98,6 +98,14 @@ def test_several_processes_give_the_rows_of_one(folder, tmp_path, monkeypatch):
     assert results(folder)["rows"] == results(tmp_path / "runs" / "study-one")["rows"]
 
 
+@pytest.mark.parametrize("name", ["likelihood", "modes"])
+def test_a_recipe_s_file_gives_rows_its_name_and_not_its_folders(name, tmp_path):
+    study, path = find_study(name), tmp_path / "mine.toml"
+    images = {"modes": {"mixtures": [], "birthday": ["glann"]}, "likelihood": {"densities": []}}
+    settings = study.settings(recipe=str(path), **images[name])
+    assert "mine-glann-0" in [run.key for run in study.runs(settings)]
+
+
 def test_a_row_is_made_once_and_anew_only_for_what_changed(folder):
     go(folder)
     go(folder)

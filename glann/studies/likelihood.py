@@ -89,10 +89,9 @@ def runs(settings: LikelihoodSettings) -> list[Run]:
         return known
     fields = ("recipe", "samples", "validation")
     shared = {name: getattr(settings, name) for name in fields}
+    named = Path(settings.recipe).stem  # it may be a file's path
     return known + [
-        Run(
-            f"{settings.recipe}-{model}-{seed}", images_row, {"model": model, "seed": seed} | shared
-        )
+        Run(f"{named}-{model}-{seed}", images_row, {"model": model, "seed": seed} | shared)
         for model in settings.models
         for seed in range(settings.seeds)
     ]

@@ -94,7 +94,7 @@ def runs(settings: ModesSettings) -> list[Run]:
                 found.append(Run(f"{mixture}-{model}-{seed}", points_row, arguments))
         for models, name, function, shared in (
             (settings.stacked, "stacked", stacked_row, stacked),
-            (settings.birthday, settings.recipe, images_row, own),
+            (settings.birthday, Path(settings.recipe).stem, images_row, own),
         ):
             # The training images need no second seed.
             floor = ["floor"] if models and seed == settings.first_seed else []
