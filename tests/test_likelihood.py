@@ -133,6 +133,9 @@ def test_a_section_holds_curves_models_and_published_figures(tmp_path):
     assert ["VAE", "210 ± 2", "210", "0.2"] in images.rows
     assert any("published" in row[0] and "257" in row[1] for row in images.rows)
     assert any("Theis" in text for text in section.paragraphs)
+    svg = section.charts[0].svg
+    assert "$" not in svg  # TeX, which the page can't set
+    assert ">1</text>" in svg  # a tick of the objective, between 0.5 and 2
 
 
 def test_without_images_there_are_only_densities():

@@ -24,7 +24,7 @@ def two_curves(left: Curve, right: Curve, name: str, x: str) -> str:
         name: of the chart, for the page.
         x: what the horizontal axis shows.
     """
-    fig, axes = page_figure(250, bottom=42, left=58, top=8, right=58)
+    fig, axes = page_figure(250, bottom=42, left=74, top=8, right=58)
     other = axes.twinx()
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -36,6 +36,7 @@ def two_curves(left: Curve, right: Curve, name: str, x: str) -> str:
     axes.set_xlabel(x)
     axes.grid(color=INK, alpha=0.12, lw=0.8)
     plain_ticks(axes.xaxis, True)
+    plain_ticks(axes.yaxis, True)
     ends = ", ".join(
         f"{curve.name} from {curve.runs[0][0][1]:.3g} to {curve.runs[0][-1][1]:.3g}"
         for curve in (left, right)
