@@ -85,6 +85,24 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
+def at_once(device: torch.device, *works: Callable[[], object]) -> None:
+    """Do pieces of work that don't need each other's results; a GPU does them beside each other."""
+    if device.type != "cuda":
+        for work in works:
+            work()
+        return
+    current = torch.cuda.current_stream(device)
+    first, *others = works
+    streams = [torch.cuda.Stream(device) for _ in others]
+    for stream, work in zip(streams, others, strict=True):
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            work()
+    first()
+    for stream in streams:
+        current.wait_stream(stream)
+
+
 class Rows:
     """A table, `(n, …)`, whose rows are wanted on `device` batch by batch.
 

@@ -18,6 +18,7 @@ from glann.devices import (
     PRECISIONS,
     Replayed,
     Rows,
+    at_once,
     autocast,
     pick_device,
     pick_precision,
@@ -202,11 +203,14 @@ class GLO:
             loss: torch.Tensor = loss_of(made.float(), pixels.to_float(batch)).sum() / size
             optimiser.zero_grad()
             loss.backward()
-            optimiser.step()
-            # The mean divides each code's gradient by the batch; Adam doesn't mind.
-            assert z.grad is not None
-            moved = code_adam.step(codes, places, z.grad.to(home), code_lr, *unbiased)
-            codes[places] = hold(moved)
+
+            def move_codes() -> None:
+                # The mean divides each code's gradient by the batch; Adam doesn't mind.
+                assert z.grad is not None
+                moved = code_adam.step(codes, places, z.grad.to(home), code_lr, *unbiased)
+                codes[places] = hold(moved)
+
+            at_once(home, optimiser.step, move_codes)
             return loss.detach()
 
         learned = Replayed(learn, home, exact=self.precision == "float32")

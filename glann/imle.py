@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
 from glann import processes
@@ -56,6 +56,9 @@ from glann.training import SNAPSHOT, Batches, Parts, Training
 
 CLUSTERED = 50_000
 """Codes that k-means is fitted to, at the most: more don't move its centres much."""
+
+START = 8
+"""Codes for each cell among which k-means starts."""
 
 KEPT = 131_072
 """Codes whose details are kept, at the most."""
@@ -262,8 +265,11 @@ class IMLE:
         # One thread: sums in the same order every time, in each of several processes too. A GPU
         # rounds differently anyway, and would wait.
         alone = device.type == "cuda" and processes.count() == 1
+        start_of = np.random.RandomState(seed % 2**32)
         with threadpool_limits(None if alone else 1):
-            found = KMeans(cells, n_init=1, max_iter=20, random_state=seed % 2**32).fit(chosen)
+            # Of a part of the codes as good a start is found as of all, in a fraction of the time.
+            start, _ = kmeans_plusplus(chosen[: START * cells], cells, random_state=start_of)
+            found = KMeans(cells, init=start, n_init=1, max_iter=20).fit(chosen)
         centres = torch.from_numpy(found.cluster_centers_).float()
         occupied, _ = nearest(codes, centres)
         return centres[occupied.unique()]
@@ -372,7 +378,7 @@ class IMLE:
             Noise, float32 `(n, noise_dim)`; where the search is not exact, also how many codes
             found their nearest, by trials.
         """
-        device = codes.device
+        device, pinned = codes.device, codes.is_cuda
         chosen = codes.new_zeros(len(codes), self.noise_dim)
         recalled = torch.zeros((), dtype=torch.float64)
         sizes = (self.pool * counts).round().clamp_min(1).long()
@@ -382,8 +388,9 @@ class IMLE:
         for group in _groups(sizes):
             own, theirs = sizes[group], members[group]
             to = drawn + int(own.sum())
-            pool = noise(seed, f"candidates {matching}", drawn, to, mapper.noise_dims[0])
-            pool, of = upload(pool, device), upload(torch.repeat_interleave(group, own), device)
+            purpose, numbers = f"candidates {matching}", mapper.noise_dims[0]
+            pool = upload(noise(seed, purpose, drawn, to, numbers, pinned), device)
+            of = upload(torch.repeat_interleave(group, own), device)
             mine = order[done : done + int(theirs.sum())]
             drawn, done = drawn + len(pool), done + len(mine)
             rows = torch.arange(len(pool), device=device).split(8192)
@@ -449,9 +456,8 @@ class IMLE:
                 was = None if before is None else before.repeat_interleave(CHANGES, 0)
                 numbers = own.shape[1]
                 for turn, h in enumerate([1.0] * FRESH * (level > 0) + refining):
-                    changes = noise(
-                        seed, f"{purpose} {turn}", start, start + k * count, CHANGES * numbers
-                    )
+                    of_turn, stop = f"{purpose} {turn}", start + k * count
+                    changes = noise(seed, of_turn, start, stop, CHANGES * numbers, e.is_cuda)
                     changes = upload(changes[items].view(k, CHANGES, numbers), e.device)
                     tried = (1 - h * h) ** 0.5 * own[:, None] + h * changes
                     found = mapper.level(level, tried.flatten(0, 1), of_changes, was)

@@ -7,6 +7,7 @@ image, float `(n,)`, so that the mean over a batch doesn't depend on how images 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from glann.errors import GlannError
 from glann.images import pad
 
 LOSSES = ("scattering", "laplacian", "l1", "l2", "vgg")
+
+_SLOPE = 1e-6
+"""What is added to a squared modulus, whose root has no slope at 0."""
 
 SMALL = 1024
 """Pixels of an image up to which a GPU computes losses by matrices."""
@@ -201,7 +205,24 @@ def _blocks(images: torch.Tensor) -> torch.Tensor:
 
 def modulus(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
     """√(even² + odd²), with a slope where both are 0."""
-    return (even.square() + odd.square() + 1e-6).sqrt()
+    return (even.square() + odd.square() + _SLOPE).sqrt()
+
+
+class _Modulus(torch.autograd.Function):
+    """`modulus` of `(n, 2k)`, even waves before odd ones, in half as many kernels: `(n, k)`."""
+
+    @staticmethod
+    def forward(ctx: Any, waves: torch.Tensor) -> torch.Tensor:
+        even, odd = waves.square().chunk(2, dim=1)
+        lengths = (even + odd).add_(_SLOPE).sqrt_()
+        ctx.save_for_backward(waves, lengths)
+        return lengths
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        waves, lengths = ctx.saved_tensors
+        by_length: torch.Tensor = waves.unflatten(1, (2, -1)) * (gradient / lengths)[:, None]
+        return by_length.flatten(1)
 
 
 def average(maps: torch.Tensor) -> torch.Tensor:
@@ -213,8 +234,8 @@ class ByMatrices(nn.Module):
     """`Scattering` or `LaplacianPyramid` of small images, for a GPU: the same in fewer products.
 
     All is linear but moduli and absolute values, so levels, wavelets and averages become a matrix
-    each.  It has more to multiply and a third of the kernels, which is what a GPU's time goes into
-    while images are small.
+    each, which has the weights in it.  It has more to multiply and a quarter of the kernels, which
+    is what a GPU's time goes into while images are small.
     """
 
     def __init__(self, loss: "LaplacianPyramid | Scattering", image_size: tuple[int, int]) -> None:
@@ -226,8 +247,8 @@ class ByMatrices(nn.Module):
         self.scatters = isinstance(loss, Scattering)
         if isinstance(loss, Scattering):
             waves = [wave.chunk(2, dim=1) for wave in loss.waves(each)]
-            self.register_buffer("even", torch.cat([even.flatten(1) for even, _ in waves], 1))
-            self.register_buffer("odd", torch.cat([odd.flatten(1) for _, odd in waves], 1))
+            evens_odds = [wave.flatten(1) for half in zip(*waves, strict=True) for wave in half]
+            self.register_buffer("waves", torch.cat(evens_odds, 1))
             parts = [even.shape[1:] for even, _ in waves]
             every = torch.eye(sum(part.numel() for part in parts))
             maps = every.split([part.numel() for part in parts], dim=1)
@@ -235,27 +256,27 @@ class ByMatrices(nn.Module):
             self._keep("averages", averages, loss.WEIGHT)
 
     def _keep(self, name: str, tables: list[torch.Tensor], weight: float) -> None:
-        """A matrix of all tables' columns, and a row of weights that takes each one's mean."""
+        """A matrix of all tables' columns, so that a sum over them is that of weighted means."""
         flat = [table.flatten(1) for table in tables]
-        weights = [torch.full((table.shape[1],), weight / table.shape[1]) for table in flat]
-        self.register_buffer(name, torch.cat(flat, 1))
-        self.register_buffer(f"{name}_weights", torch.cat(weights))
+        weighted = [table * (weight / table.shape[1]) for table in flat]
+        self.register_buffer(name, torch.cat(weighted, 1))
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Float `(n, c, h, w)` twice → float `(n,)`."""
         n, channels = output.shape[:2]
         output, target = output.reshape(n * channels, -1), target.reshape(n * channels, -1)
-        loss = ((output - target) @ self.get_buffer("levels")).abs() @ self.get_buffer(
-            "levels_weights"
-        )
+        loss = _total((output - target) @ self.get_buffer("levels"), n)
         if self.scatters:
-            both = torch.cat([output, target])
-            mine, theirs = modulus(
-                both @ self.get_buffer("even"), both @ self.get_buffer("odd")
-            ).chunk(2)
-            apart = ((mine - theirs) @ self.get_buffer("averages")).abs()
-            loss = loss + apart @ self.get_buffer("averages_weights")
-        return loss.view(n, channels).mean(1)
+            waves = torch.cat([output, target]) @ self.get_buffer("waves")
+            mine, theirs = _Modulus.apply(waves).chunk(2)
+            loss = loss + _total((mine - theirs) @ self.get_buffer("averages"), n)
+        return loss if channels == 1 else loss / channels
+
+
+def _total(numbers: torch.Tensor, n: int) -> torch.Tensor:
+    """Σ |numbers| of each of n images."""
+    total: torch.Tensor = torch.linalg.vector_norm(numbers.view(n, -1), ord=1, dim=1)
+    return total
 
 
 VGG16_CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)

@@ -1,12 +1,16 @@
 """What moves a network's weights: Adam or Muon, and how fast as training goes on."""
 
+import itertools
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.adam import adam as adam_step
 
+from glann.devices import at_once
 from glann.errors import GlannError
 
 SCHEDULES = ("one-cycle", "cosine", "halving", "constant")
@@ -107,23 +111,28 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step, by the gradients that `backward` left."""
+        works: list[Callable[[], None]] = []
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if "momentum" in group:
-                for p in weights:
-                    self._turn(p, group["lr"], group["momentum"])
+                for alike in _by_shorter_side(weights):
+                    works.append(partial(self._turn, alike, group["lr"], group["momentum"]))
             elif weights:
-                self._adam(weights, group["lr"], *group["betas"])
+                works.append(partial(self._adam, weights, group["lr"], *group["betas"]))
+        if works:
+            at_once(self.param_groups[0]["params"][0].device, *works)
 
-    def _turn(self, p: torch.Tensor, lr: float | torch.Tensor, momentum: float) -> None:
-        assert p.grad is not None
-        state = self.state[p]
-        if not state:
-            state["mean"] = torch.zeros_like(p)
-        mean = state["mean"].lerp_(p.grad, 1 - momentum)
-        matrix = p.grad.lerp(mean, momentum).flatten(1)
-        step = orthogonal(matrix).view_as(p)
-        p.sub_(step.mul_(lr * (0.2 * max(matrix.shape) ** 0.5)))
+    def _turn(self, weights: list[torch.Tensor], lr: float | torch.Tensor, momentum: float) -> None:
+        matrices = []
+        for p in weights:
+            assert p.grad is not None
+            state = self.state[p]
+            if not state:
+                state["mean"] = torch.zeros_like(p)
+            mean = state["mean"].lerp_(p.grad, 1 - momentum)
+            matrices.append(p.grad.lerp(mean, momentum).flatten(1))
+        for p, step in zip(weights, orthogonal(matrices), strict=True):
+            p.sub_(step.view_as(p).mul_(lr * (0.2 * max(step.shape) ** 0.5)))
 
     def _adam(
         self, weights: list[torch.Tensor], lr: float | torch.Tensor, beta1: float, beta2: float
@@ -155,35 +164,49 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-def orthogonal(matrix: torch.Tensor, turns: int = 5) -> torch.Tensor:
-    """About U Vᵀ of a matrix U Σ Vᵀ: its singular values come to lie between about .7 and 1.2.
+def _by_shorter_side(weights: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Weights whose matrices have equally long shorter sides together."""
+
+    def side(p: torch.Tensor) -> int:
+        return min(len(p), p[0].numel())
+
+    return [list(alike) for _, alike in itertools.groupby(sorted(weights, key=side), side)]
+
+
+def orthogonal(matrices: Sequence[torch.Tensor], turns: int = 5) -> list[torch.Tensor]:
+    """About U Vᵀ of matrices U Σ Vᵀ: singular values come to lie between about .7 and 1.2.
 
     By Newton and Schulz's iteration X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X with the numbers of Jordan
     et al., which is quick rather than exact.  All of it are polynomials in the first X Xᵀ: they are
     multiplied out on the shorter side, and the long one is only touched at both ends.
 
     Args:
-        matrix: float32 `(rows, columns)`.
+        matrices: float32 `(rows, columns)`, with shorter sides of one length.
         turns: of the iteration.
 
     Returns:
-        float32 `(rows, columns)`; zeros stay zeros.
+        float32 `(rows, columns)` for each; zeros stay zeros.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrix.shape[0] > matrix.shape[1]
-    square = matrix.T @ matrix if tall else matrix @ matrix.T
-    norm = square.trace().clamp_min(1e-30).sqrt()  # the matrix's own, which X is divided by
-    square = square / norm.square()
+    squares = [m.T @ m if _is_tall(m) else m @ m.T for m in matrices]
+    square = torch.stack(squares)
+    # The matrices' own norms, which they are divided by.
+    norms = square.diagonal(dim1=1, dim2=2).sum(1).clamp_min_(1e-30).sqrt_()[:, None, None]
+    square /= norms.square()
     product = None
     for turn in range(turns):
-        factor = torch.addmm(square, square, square, beta=b, alpha=c)
-        factor.diagonal().add_(a)
+        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
         product = factor if product is None else factor @ product
         if turn < turns - 1:
             square = factor @ square @ factor
     assert product is not None
-    product /= norm
-    return matrix @ product if tall else product @ matrix
+    product /= norms
+    return [m @ p if _is_tall(m) else p @ m for m, p in zip(matrices, product, strict=True)]
+
+
+def _is_tall(matrix: torch.Tensor) -> bool:
+    return matrix.shape[0] > matrix.shape[1]
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float | torch.Tensor) -> None:

@@ -4,7 +4,9 @@ Nothing has to be saved to resume a run, and sample 7 of seed 3 is the same what
 """
 
 import contextlib
+import functools
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,15 +37,19 @@ def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(_number(seed, purpose, index))
 
 
-def noise(seed: int, purpose: str, start: int, stop: int, dim: int) -> torch.Tensor:
+def noise(
+    seed: int, purpose: str, start: int, stop: int, dim: int, pinned: bool = False
+) -> torch.Tensor:
     """Rows `start` to `stop` of an endless matrix of N(0, 1): float32 `(stop - start, dim)`.
 
-    Drawn by whole blocks, so row 7 is the same whichever rows are asked for with it.
+    Drawn by whole blocks, so row 7 is the same whichever rows are asked for with it.  `pinned` puts
+    them where a GPU reads them by itself, into memory that is kept and used again.
     """
     if stop <= start:
         return torch.empty(0, dim, dtype=torch.float32)
     first, last = start // BLOCK, (stop - 1) // BLOCK
-    rows = torch.empty((last + 1 - first) * BLOCK, dim, dtype=torch.float32)
+    shape = (last + 1 - first) * BLOCK, dim
+    rows = torch.empty(shape, dtype=torch.float32, pin_memory=pinned)
 
     def draw(number: int, block: torch.Tensor) -> None:
         torch.randn(BLOCK, dim, generator=generator(seed, purpose, number), out=block)
@@ -51,12 +57,18 @@ def noise(seed: int, purpose: str, start: int, stop: int, dim: int) -> torch.Ten
     blocks = rows.split(BLOCK)
     threads = min(torch.get_num_threads(), rows.numel() // NUMBERS_OF_A_THREAD)
     if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(draw, range(first, last + 1), blocks))  # which raises what they raise
+        drawn = _pool(threads, os.getpid()).map(draw, range(first, last + 1), blocks)
+        list(drawn)  # which raises what they raise
     else:
         for number, block in enumerate(blocks, first):
             draw(number, block)
     return rows[start - first * BLOCK : stop - first * BLOCK]
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads to draw by: to start them takes longer than a thousand numbers of each."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"noise of {process}")
 
 
 def permutation(seed: int, purpose: str, index: int, n: int) -> torch.Tensor:
