@@ -7,6 +7,7 @@ lacks without being waited for (`upload`), and replays steps as a whole (`Replay
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -85,22 +86,22 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def at_once(device: torch.device, *works: Callable[[], object]) -> None:
-    """Do pieces of work that don't need each other's results; a GPU does them beside each other."""
+def at_once(device: torch.device, *works: Callable[[], Any]) -> list[Any]:
+    """The results of works that don't need each other's; a GPU does them beside each other."""
     if device.type != "cuda":
-        for work in works:
-            work()
-        return
+        return [work() for work in works]
     current = torch.cuda.current_stream(device)
     first, *others = works
     streams = [torch.cuda.Stream(device) for _ in others]
+    results = []
     for stream, work in zip(streams, others, strict=True):
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            work()
-    first()
+            results.append(work())
+    results.insert(0, first())
     for stream in streams:
         current.wait_stream(stream)
+    return results
 
 
 class Rows:
@@ -114,11 +115,18 @@ class Rows:
         there = device.type == "cuda" and table.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
         self.table = table.to(device) if there else table
 
+    def sent(self, rows: torch.Tensor) -> torch.Tensor:
+        """What a step is to be given for the rows with these numbers, int64 `(k,)` on the CPU."""
+        return rows if self.table.is_cuda else self.table[rows]
+
+    def found(self, sent: torch.Tensor) -> torch.Tensor:
+        """The rows, `(k, …)` on the device, of what was sent."""
+        sent = upload(sent, self.device)
+        return self.table[sent] if self.table.is_cuda else sent
+
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows with these numbers, int64 `(k,)` on the CPU: `(k, …)` on the device."""
-        if self.table.is_cuda:
-            return self.table[upload(rows, self.device)]
-        return upload(self.table[rows], self.device)
+        return self.found(self.sent(rows))
 
 
 class Replayed:
@@ -127,9 +135,10 @@ class Replayed:
     On other devices, and where several processes exchange gradients, it is called as it is.  On a
     GPU within `fast_products`, unless `exact`.
 
-    The step takes tensors on the device and numbers, and gives tensors.  It must do the same with
-    inputs of the same shapes, change in place what it leaves behind (weights, tables), and read no
-    number back from the device.  What it gives is overwritten by its next call.
+    The step takes tensors, which are brought to the device from wherever they are, and numbers, and
+    gives tensors.  It must do the same with inputs of the same shapes, change in place what it
+    leaves behind (weights, tables), and read no number back from the device.  What it gives is
+    overwritten by its next call.
     """
 
     def __init__(self, step: Callable[..., Any], device: torch.device, exact: bool = False) -> None:
@@ -146,11 +155,10 @@ class Replayed:
 
     def __call__(self, *inputs: torch.Tensor | float) -> Any:
         """What the step gives for these inputs."""
-        if self.device.type != "cuda":
-            return self.step(*inputs)
         if not self.replays:
-            with fast_products(self.exact):
-                return self.step(*inputs)
+            brought = [upload(x, self.device) if isinstance(x, torch.Tensor) else x for x in inputs]
+            with fast_products(self.exact) if self.device.type == "cuda" else nullcontext():
+                return self.step(*brought)
         shapes = tuple(x.shape if isinstance(x, torch.Tensor) else torch.Size() for x in inputs)
         if shapes not in self._recordings:
             self._recordings[shapes] = _Recording(inputs, self.device)
@@ -185,7 +193,9 @@ class _Recording:
 
     def __init__(self, inputs: tuple[torch.Tensor | float, ...], device: torch.device) -> None:
         self.inputs = [
-            x.clone() if isinstance(x, torch.Tensor) else torch.zeros((), device=device)
+            torch.empty_like(x, device=device)
+            if isinstance(x, torch.Tensor)
+            else torch.zeros((), device=device)
             for x in inputs
         ]
         self.numbers: list[float | None] = [None] * len(inputs)
@@ -197,7 +207,7 @@ class _Recording:
         """Put new inputs into their places."""
         for i, (place, x) in enumerate(zip(self.inputs, inputs, strict=True)):
             if isinstance(x, torch.Tensor):
-                place.copy_(x)
+                place.copy_(x.pin_memory() if x.device.type == "cpu" else x, non_blocking=True)
             elif x != self.numbers[i]:
                 place.fill_(x)
                 self.numbers[i] = x

@@ -107,11 +107,12 @@ class FineTuning:
             own_images = Rows(images[share.items], on_device)
             own_codes = Rows(codes[share.items], on_device)
 
-            def learn(batch: torch.Tensor, z: torch.Tensor, size: float, lr: float) -> torch.Tensor:
+            def learn(sent: torch.Tensor, z: torch.Tensor, size: float, lr: float) -> torch.Tensor:
                 set_learning_rate(optimiser, lr)
                 with autocast(precision, on_device):
-                    made = model(z)
-                error = loss_of(made.float(), pixels.to_float(batch)).sum() / size
+                    made = model(own_codes.found(z))
+                batch = pixels.to_float(own_images.found(sent))
+                error = loss_of(made.float(), batch).sum() / size
                 optimiser.zero_grad()
                 error.backward()
                 optimiser.step()
@@ -121,7 +122,8 @@ class FineTuning:
             for step, rows in training.steps(seed):
                 lr = learning_rate(self.schedule, self.lr, step, batches.steps)
                 places = share.places(share.of(rows))
-                loss = learned(own_images[places], own_codes[places], len(rows), lr)
+                sent = own_images.sent(places), own_codes.sent(places)
+                loss = learned(*sent, len(rows), lr)
 
                 training.record(loss, lr=lr)
                 if training.picture_due:

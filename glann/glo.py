@@ -22,7 +22,6 @@ from glann.devices import (
     autocast,
     pick_device,
     pick_precision,
-    upload,
 )
 from glann.errors import GlannError
 from glann.losses import LOSSES, make_loss
@@ -189,7 +188,7 @@ class GLO:
         own_images = Rows(images[share.items], device)
 
         def learn(
-            batch: torch.Tensor,
+            sent: torch.Tensor,
             places: torch.Tensor,
             size: float,
             lr: float,
@@ -200,7 +199,8 @@ class GLO:
             z = codes[places].to(device).requires_grad_()
             with autocast(precision, device):
                 made = model(z)
-            loss: torch.Tensor = loss_of(made.float(), pixels.to_float(batch)).sum() / size
+            batch = pixels.to_float(own_images.found(sent))
+            loss: torch.Tensor = loss_of(made.float(), batch).sum() / size
             optimiser.zero_grad()
             loss.backward()
 
@@ -219,8 +219,8 @@ class GLO:
             code_lr = learning_rate(self.schedule, self.code_lr, step, steps)
             unbiased = code_adam.unbiased(visits=step // training.batches.per_epoch + 1)
             places = share.places(share.of(rows))
-            batch, places = own_images[places], upload(places, home)
-            loss = learned(batch, places, len(rows), lr, code_lr, *unbiased)
+            sent = own_images.sent(places)
+            loss = learned(sent, places, len(rows), lr, code_lr, *unbiased)
 
             training.record(loss, lr=lr)
             if training.picture_due:

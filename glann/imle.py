@@ -331,8 +331,7 @@ class IMLE:
             if self.perturbation:
                 random = random_generator(seed, "perturbation", step)
                 nudge = torch.randn(len(rows), self.noise_dim, generator=random)[share.among(rows)]
-            places = upload(share.places(share.of(rows)), device)
-            loss = learned(places, upload(nudge, device), len(rows), lr)
+            loss = learned(share.places(share.of(rows)), nudge, len(rows), lr)
 
             training.record(loss, lr=lr, **more)
             if training.picture_due:

@@ -6,6 +6,7 @@ image, float `(n,)`, so that the mean over a batch doesn't depend on how images 
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from glann.devices import at_once
 from glann.errors import GlannError
 from glann.images import pad
 
@@ -267,10 +269,16 @@ class ByMatrices(nn.Module):
         output, target = output.reshape(n * channels, -1), target.reshape(n * channels, -1)
         loss = _total((output - target) @ self.get_buffer("levels"), n)
         if self.scatters:
-            waves = torch.cat([output, target]) @ self.get_buffer("waves")
-            mine, theirs = _Modulus.apply(waves).chunk(2)
+            mine, theirs = at_once(
+                output.device, *(partial(self._lengths, images) for images in (output, target))
+            )
             loss = loss + _total((mine - theirs) @ self.get_buffer("averages"), n)
         return loss if channels == 1 else loss / channels
+
+    def _lengths(self, images: torch.Tensor) -> torch.Tensor:
+        """The moduli of all waves, `(n, pixels)` → `(n, moduli)`."""
+        lengths: torch.Tensor = _Modulus.apply(images @ self.get_buffer("waves"))
+        return lengths
 
 
 def _total(numbers: torch.Tensor, n: int) -> torch.Tensor:

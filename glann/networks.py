@@ -34,8 +34,29 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 def to_sphere(codes: torch.Tensor) -> torch.Tensor:
     """Scale each row of `(n, code_dim)` to norm 1."""
-    norms: torch.Tensor = codes.norm(dim=1, keepdim=True)
-    return codes / norms.clamp_min(1e-12)
+    on_sphere: torch.Tensor = _ToSphere.apply(codes)
+    return on_sphere
+
+
+class _ToSphere(torch.autograd.Function):
+    """`to_sphere` with a gradient of five kernels: its part along the sphere, by the norm.
+
+    Autograd by itself takes three times as many, which a GPU's steps feel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, codes: torch.Tensor) -> torch.Tensor:
+        norms = codes.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        made: torch.Tensor = codes / norms
+        ctx.save_for_backward(made, norms)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        made, norms = ctx.saved_tensors
+        outwards = (gradient * made).sum(1, keepdim=True)
+        along: torch.Tensor = torch.addcmul(gradient, outwards, made, value=-1) / norms
+        return along
 
 
 def to_ball(codes: torch.Tensor) -> torch.Tensor:

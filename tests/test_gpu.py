@@ -147,7 +147,7 @@ def test_steps_end_at_the_cpus_loss(digits, steps, loss, optimiser, blocks, tmp_
     if key not in LOSSES:
         GLO(**settings).fit(digits, device="cpu", folder=tmp_path / "cpu")
         LOSSES[key] = last_loss(tmp_path / "cpu")
-    assert last_loss(tmp_path / "gpu") == pytest.approx(LOSSES[key], rel=0.02)
+    assert last_loss(tmp_path / "gpu") == pytest.approx(LOSSES[key], rel=0.05)
 
 
 def test_images_that_do_not_fit_are_uploaded_by_the_batch(digits, monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from glann.baselines.sampler import NoiseSampler, show
-from glann.devices import Replayed, Rows, upload
+from glann.devices import Replayed, Rows
 from glann.images import to_float
 from glann.nearest import nearest
 from glann.networks import Generator, evaluation_mode
@@ -79,8 +79,7 @@ class PixelIMLE(NoiseSampler):
                 found, _ = nearest(real, _candidates(generator, pool.to(device)))
                 chosen = found.cpu()
             lr = learning_rate("cosine", self.lr, step, batches.steps)
-            e = upload(pool[chosen[rows]], device)
-            loss = learned(pictures[subset[rows]], e, lr)
+            loss = learned(pictures[subset[rows]], pool[chosen[rows]], lr)
 
             training.record(loss, lr=lr)
             if training.picture_due:
