@@ -20,7 +20,7 @@ import torch
 from glann import runner, storage
 from glann.baselines import MODELS
 from glann.data import Data, Images, load, read_images
-from glann.density import Gaussian, Mixture
+from glann.density import Gaussian
 from glann.errors import GlannError
 from glann.evaluation.features import make_features
 from glann.evaluation.scores import Protocol
@@ -208,8 +208,8 @@ def evaluate(
         model = pipeline.info.get("model", "glann")
         seed = pipeline.info.get("settings", pipeline.info.get("recipe", {})).get("seed", 0)
         # Its reconstructions are of its own training images, not of others.
-        stage_one = None if real is not None or target is None else runner.stage_one_of(target)
-        rows += pipeline_rows(pipeline, seed, protocol, folder, model, stage_one)
+        place = target if real is None else None
+        rows += pipeline_rows(pipeline, seed, protocol, folder, model, place)
     else:
         assert given is not None
         rows.append(_scored(_row("fake", 0, protocol), given, protocol, folder))
@@ -258,18 +258,20 @@ def pipeline_rows(
     protocol: Protocol,
     folder: Path | None = None,
     model: str = "glann",
-    stage_one: GLANN | None = None,
+    place: str | Path | None = None,
 ) -> list[Row]:
     """The rows of a pipeline; before GLANN's, if stage one is at hand, what that is good for.
 
     Reconstructions show what stage one loses, one Gaussian and a mixture on the same codes what
-    stage two has to beat.
+    stage two has to beat.  `place` is where the pipeline lies with its run: there stage one is.
     """
     rows = []
-    if stage_one is not None:
+    stage_one = None if place is None else runner.stage_one_of(place)
+    if place is not None and stage_one is not None:
+        assert stage_one.codes is not None
         stage_one.to(str(pipeline.device))
-        mixture = GLANN(stage_one.generator, Mixture().fit(stage_one.codes, seed=seed))
-        mixture.to(str(pipeline.device))
+        fitted = runner.mixture_of(place, stage_one.codes, seed)
+        mixture = GLANN(stage_one.generator, fitted).to(str(pipeline.device))
         references = {
             "reconstructions": stage_one.reconstruct(protocol.rows),
             "gaussian": stage_one.sample(protocol.n, SAMPLE_SEED),
@@ -358,8 +360,8 @@ def _trained_rows(
         if "not finite" not in str(error):
             raise
         return [_row(model, recipe.seed, protocol) | {"failed": str(error)}]
-    stage_one = runner.stage_one_of(run) if model == "glann" else None
-    rows = pipeline_rows(pipeline, recipe.seed, protocol, results.folder, model, stage_one)
+    place = run if model == "glann" else None
+    rows = pipeline_rows(pipeline, recipe.seed, protocol, results.folder, model, place)
     curve = _curve(pipeline, parts, protocol)
     rows[-1] |= _effort(parts) | {"curve": curve, "curve_samples": SNAPSHOT}
     return rows

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from glann.devices import at_once
 from glann.errors import GlannError
@@ -221,6 +222,7 @@ class _Modulus(torch.autograd.Function):
         return lengths
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         waves, lengths = ctx.saved_tensors
         by_length: torch.Tensor = waves.unflatten(1, (2, -1)) * (gradient / lengths)[:, None]

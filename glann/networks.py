@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import interpolate, pad
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -52,6 +53,7 @@ class _ToSphere(torch.autograd.Function):
         return made
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         made, norms = ctx.saved_tensors
         outwards = (gradient * made).sum(1, keepdim=True)

@@ -4,9 +4,11 @@ runs/NAME/
 recipe.toml  environment.json  data.json    what ran, on what, on which images
 glo/  imle/  finetune/  baselines/NAME/     checkpoint or result, log.jsonl, pictures
 pipeline/                                   the saved pipeline; each baseline has its own
+mixture/                                    of Gaussians on glo's codes, once there were scores
 samples.png  side-by-side.png               what came out
 """
 
+import contextlib
 import copy
 import os
 import platform
@@ -23,7 +25,7 @@ from glann import processes, storage
 from glann.baselines import MODELS
 from glann.codes import as_codes
 from glann.data import Data, Images, load
-from glann.density import Gaussian
+from glann.density import Gaussian, Mixture
 from glann.devices import pick_device, pick_precision
 from glann.errors import GlannError
 from glann.formats import mapped_array
@@ -318,6 +320,29 @@ def stage_one_of(target: str | Path) -> GLANN | None:
             return None
         generator, codes = pipeline.generator, pipeline.codes
     return GLANN(generator, Gaussian().fit(codes), codes)
+
+
+def mixture_of(target: str | Path, codes: torch.Tensor, seed: int) -> Mixture:
+    """The mixture of Gaussians on stage one's codes, which stage two has to beat.
+
+    EM takes minutes, so it is kept in the pipeline's run, where there is one, for the next time.
+    """
+    run, mixture = find_pipeline(target).parent, Mixture()
+    kept = run / "mixture"
+    identity = {"settings": as_dict(mixture), "seed": seed, "codes": storage.fingerprint(codes)}
+    with contextlib.suppress(GlannError):  # damaged: fitted anew
+        if storage.is_saved(kept):
+            manifest, parts = storage.load(kept, "mixture")
+            if manifest["identity"] == identity:
+                found: Mixture = Mixture.from_state(manifest["state"], parts["mixture"])
+                return found
+    mixture.fit(codes, seed=seed)
+    if storage.is_saved(run / "glo"):
+        state, tensors = mixture.state()
+        content = {"identity": identity, "state": state}
+        with contextlib.suppress(GlannError):  # a run that can't be written to
+            storage.save(kept, "mixture", content, {"mixture": tensors})
+    return mixture
 
 
 def place_of(target: str | Path) -> str | None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from glann import cli, comparison, runner, storage
 from glann.baselines import MODELS
 from glann.data import Data, Images, load
+from glann.density import Mixture
 from glann.errors import GlannError
 from glann.evaluation.features import make_features
 from glann.evaluation.scores import Protocol, scores
@@ -126,6 +127,37 @@ def test_a_generator_that_learned_on_is_compared_with_stage_one_s_as_it_was(done
     assert [point["fid"] for point in curve] == pytest.approx([p["fid"] for p in plain["curve"]])
     assert last["seconds"] == pytest.approx(glann["seconds"])
     assert last["fid"] != pytest.approx(curve[-1]["fid"])
+
+
+def test_a_mixture_is_fitted_once_for_a_stage_one(done, tmp_path, monkeypatch):
+    shutil.copytree(done[0], tmp_path / "run")
+    kept, fitted = tmp_path / "run/mixture", []
+    fit = Mixture.fit
+
+    def counted(self, codes, **options):
+        fitted.append(codes)
+        return fit(self, codes, **options)
+
+    monkeypatch.setattr(Mixture, "fit", counted)
+    codes = runner.stage_one_of(tmp_path / "run").codes
+    first = runner.mixture_of(tmp_path / "run", codes, 0)
+    assert not fitted  # the comparison left it there
+    assert torch.equal(first.sample(50), Mixture().fit(codes, seed=0).sample(50))
+
+    for others, seed in ((codes, 1), (codes.flip(0), 1), (codes, 0)):
+        fitted.clear()
+        again = runner.mixture_of(tmp_path / "run", others, seed)
+        assert len(fitted) == 1
+        assert torch.equal(
+            again.sample(9), runner.mixture_of(tmp_path / "run", others, seed).sample(9)
+        )
+        assert len(fitted) == 1
+    next(kept.glob("*.safetensors")).write_bytes(b"")
+    assert torch.equal(first.sample(9), runner.mixture_of(tmp_path / "run", codes, 0).sample(9))
+    # A pipeline without its run gets one, too, and keeps nothing.
+    shutil.copytree(done[0] / "pipeline", tmp_path / "alone/pipeline")
+    assert torch.equal(first.sample(9), runner.mixture_of(tmp_path / "alone", codes, 0).sample(9))
+    assert not (tmp_path / "alone/mixture").exists()
 
 
 def test_a_budget_is_shared_between_stage_one_and_what_is_learned_after_it(tmp_path):

@@ -1,9 +1,10 @@
 import contextlib
+from functools import partial
 
 import pytest
 import torch
 
-from glann.devices import Replayed, Rows, fast_products, upload
+from glann.devices import Replayed, Rows, at_once, fast_products, upload
 
 CPU = torch.device("cpu")
 
@@ -20,12 +21,26 @@ def test_a_step_is_called_as_it_is_on_a_cpu():
 @pytest.mark.parametrize("table", [torch.arange(12).view(4, 3), torch.rand(8, 2, 2)[::2]])
 def test_rows_are_the_tables(table):
     rows = torch.tensor([3, 0, 3])
-    assert torch.equal(Rows(table, CPU)[rows], table[rows])
+    of_table = Rows(table, CPU)
+    assert torch.equal(of_table[rows], table[rows])
+    assert torch.equal(of_table.found(of_table.sent(rows)), table[rows])
 
 
 def test_nothing_is_copied_to_where_it_is():
     tensor = torch.rand(3)
     assert upload(tensor, CPU) is tensor
+
+
+def test_works_give_their_results_in_order():
+    done = []
+
+    def work(number):
+        done.append(number)
+        return 10 * number
+
+    works = (partial(work, number) for number in (1, 2, 3))
+    assert at_once(CPU, *works) == [10, 20, 30]
+    assert sorted(done) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("exact", [False, True])

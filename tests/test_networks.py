@@ -344,6 +344,21 @@ def test_to_sphere_keeps_directions_and_makes_norms_1(codes):
     assert on_sphere.isfinite().all()
 
 
+def test_to_sphere_has_the_gradient_of_a_division_by_the_norm():
+    random = torch.Generator().manual_seed(0)
+    codes = torch.randn(4, 3, generator=random, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(4, 3, generator=random, dtype=torch.float64)
+    (found,) = torch.autograd.grad((to_sphere(codes) * weights).sum(), codes)
+    (wanted,) = torch.autograd.grad(
+        (codes / codes.norm(dim=1, keepdim=True) * weights).sum(), codes
+    )
+    torch.testing.assert_close(found, wanted)
+    assert torch.autograd.gradcheck(to_sphere, codes)
+    zeros = torch.zeros(1, 3, requires_grad=True)
+    to_sphere(zeros).sum().backward()
+    assert zeros.grad.isfinite().all()
+
+
 @given(codes=rows)
 def test_to_ball_moves_only_what_is_outside(codes):
     in_ball = to_ball(codes)
