@@ -261,7 +261,8 @@ class GLANN:
         Args:
             folder: made if need be; a pipeline that is there is replaced.
             with_codes: the training images' codes as well (`reconstruct` needs them).
-            half: weights as float16, for half the size.
+            half: numbers as float16, for half the size, but for tables with larger ones than that
+                holds.
             details: of how many training codes IMLE's details are saved, at the most; None: of all
                 that it keeps.
         """
@@ -276,7 +277,7 @@ class GLANN:
             parts["codes"] = {"codes": self.codes}
         if half:
             parts = {
-                name: {k: v.half() if v.is_floating_point() else v for k, v in part.items()}
+                name: {key: _halved(tensor) for key, tensor in part.items()}
                 for name, part in parts.items()
             }
         manifest = {
@@ -328,6 +329,12 @@ def _unfit(folder: Path, error: Exception) -> GlannError:
         f"{folder}: manifest and weights don't fit this glann ({type(error).__name__}: {error}); "
         f"it was saved with the versions that {folder / storage.MANIFEST} lists"
     )
+
+
+def _halved(tensor: torch.Tensor) -> torch.Tensor:
+    """As float16, if it can be: in long trainings BatchNorm's variances grow beyond 65,504."""
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half if half.isfinite().all() else tensor
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

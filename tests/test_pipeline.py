@@ -1,8 +1,10 @@
+import copy
 import json
 
 import pytest
 import torch
 from conftest import TINY_GLO
+from torch import nn
 
 from glann import GLANN, GLO, Gaussian, GlannError, storage
 from glann.images import to_float
@@ -38,6 +40,19 @@ def test_half_precision_is_half_the_size_and_nearly_the_same(trained, tmp_path):
     assert sizes[1] < 0.6 * sizes[0]
     full, half = (GLANN.load(tmp_path / name).sample(50) for name in ("full", "half"))
     assert (to_float(full) - to_float(half)).abs().mean() < 0.005
+
+
+def test_half_precision_keeps_numbers_that_are_too_large_for_it(trained, tmp_path):
+    """A variance of infinity would make all that it divides black."""
+    pipeline = copy.deepcopy(trained)
+    norm = [module for module in pipeline.generator.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        norm[-1].running_var *= 1e8
+        norm[-1].weight *= 1e4
+    assert norm[-1].running_var.max() > 65_504
+    pipeline.save(tmp_path, half=True)
+    apart = to_float(pipeline.sample(50)) - to_float(GLANN.load(tmp_path).sample(50))
+    assert apart.abs().mean() < 0.005
 
 
 def test_a_pipeline_can_be_saved_with_the_details_of_fewer_codes(trained, tmp_path):
