@@ -9,10 +9,11 @@ from conftest import TINY_GLO, TINY_IMLE, Killed
 import glann.nearest
 from glann import GLANN, GLO, IMLE
 from glann.baselines import MODELS, make_baseline
-from glann.devices import Replayed
+from glann.devices import Replayed, at_once
 from glann.finetuning import FineTuning
 from glann.nearest import SEARCHES, nearest, nearest_in_groups
 from glann.optimisers import OPTIMISERS
+from glann.randomness import noise
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -130,6 +131,21 @@ def test_a_replayed_step_reads_its_inputs_and_leaves_its_results_behind():
         before[rows] += number
         torch.testing.assert_close(table, before)
         torch.testing.assert_close(given, before[rows].sum())
+
+
+def test_noise_is_the_same_where_it_is_pinned():
+    plain, pinned = (noise(1, "sample", 5, 3000, 7, kind) for kind in (False, True))
+    assert pinned.is_pinned()
+    assert torch.equal(plain, pinned)
+
+
+def test_works_see_what_was_before_and_are_done_after():
+    x = torch.ones(2000, 2000, device="cuda")
+    for _ in range(5):
+        x = x @ x / 2000
+    found = at_once(x.device, x.sum, lambda: (x @ x).sum(), lambda: (2 * x).sum())
+    sums = torch.stack(found).tolist()
+    assert sums == pytest.approx([2000**2, 2000**3, 2 * 2000**2], rel=1e-3)
 
 
 LOSSES = {}
