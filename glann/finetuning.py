@@ -16,6 +16,7 @@ import torch
 from glann import images as pixels
 from glann import processes
 from glann.codes import as_codes
+from glann.contrastive import Features
 from glann.devices import Replayed, Rows, autocast, pick_device, pick_precision
 from glann.errors import GlannError
 from glann.glo import GLO, SHOWN, reconstruction_rows
@@ -54,6 +55,7 @@ class FineTuning:
         generator: Generator,
         *,
         like: GLO | None = None,
+        features: Features | None = None,
         seed: int = 0,
         device: str = "auto",
         folder: str | Path | None = None,
@@ -67,6 +69,8 @@ class FineTuning:
             generator: what is to learn on, as `GLO.generator_`; it is left as it is.
             like: stage one, whose optimiser and precision are used, and whose loss where there is
                 no other; None: its defaults.
+            features: which the loss "contrastive" compares, as `GLO.features_`; None: learned as
+                stage one does, first.
             seed: of the order of the images.
             device: "auto", "cpu", "cuda", …
             folder: where checkpoint, log and pictures go; the same call resumes there.
@@ -89,8 +93,11 @@ class FineTuning:
         settings |= {key: getattr(like, key) for key in ("optimiser", "precision")}
         data = fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))
         identity = {"settings": settings, "seed": seed, "data": " ".join(data)}
-        loss_of = make_loss(loss, generator.image_shape[1:], on_device, like.vgg_weights)
         precision = pick_precision(like.precision, on_device)
+        if loss == "contrastive" and features is None:
+            features, *_ = like.learn_features(images, seed, on_device, folder, progress)
+        size = generator.image_shape[1:]
+        loss_of = make_loss(loss, size, on_device, like.vgg_weights, features, precision)
         generator = copy.deepcopy(generator)
 
         batches = Batches(len(images), self.batch_size, self.epochs)

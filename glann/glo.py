@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from glann import images as pixels
 from glann import processes
 from glann.codes import in_hand
+from glann.contrastive import Features, learn_features
 from glann.devices import (
     PRECISIONS,
     Replayed,
@@ -47,6 +48,9 @@ PCA_IMAGES = 10_000
 SHOWN = 32
 """Images whose reconstructions are shown while training."""
 
+FEATURES = "features"
+"""Folder within that of a training, where it keeps features that it learned."""
+
 PLACES = ("vgg_weights", "codes_on")
 """Settings that say where things lie: not part of what is trained, a run goes on with others."""
 
@@ -56,7 +60,8 @@ class GLO:
     """Generative latent optimisation: min over G and z_i of Σ ℓ(G(z_i), x_i), ‖z_i‖ held.
 
     After `fit`: `generator_`, a `Generator` in evaluation mode, and `codes_`, float32
-    `(n, code_dim)`, row i for image i; `seconds_`, the time that training took.
+    `(n, code_dim)`, row i for image i; `features_`, which the loss "contrastive" compares, learned
+    first, or None; `seconds_`, the time that all training took.
     """
 
     code_dim: int = setting(64, "numbers in a code", minimum=1, maximum=4096)
@@ -66,7 +71,7 @@ class GLO:
     generator_lr: float = setting(1e-2, "learning rate of the generator", minimum=0)
     code_lr: float = setting(1e-2, "Adam's learning rate of the codes", minimum=0)
     schedule: str = setting("one-cycle", "how learning rates change", choices=SCHEDULES)
-    loss: str = setting("scattering", "reconstruction loss", choices=LOSSES)
+    loss: str = setting("contrastive", "reconstruction loss", choices=LOSSES)
     vgg_weights: str | None = setting(None, "file with VGG16's weights, for loss 'vgg'")
     codes_on: str = setting(
         "memory",
@@ -121,6 +126,10 @@ class GLO:
             raise GlannError(
                 "glo.codes_on = 'disk' needs a folder; give one, or keep them in memory"
             )
+        precision = pick_precision(self.precision, on_device)
+        self.features_, *took = None, 0.0, 0.0
+        if self.loss == "contrastive":
+            self.features_, *took = self.learn_features(images, seed, on_device, folder, progress)
         settings = {key: value for key, value in as_dict(self).items() if key not in PLACES}
         identity = {"settings": settings, "seed": seed, "data": fingerprint(images)}
 
@@ -136,10 +145,12 @@ class GLO:
             )
         with Training("glo", batches, folder, identity, progress) as training:
             saved = training.resume()
+            if not saved:
+                training.seconds, training.cpu_seconds = took
             if saved:
                 generator.load_state_dict(saved["generator"])
             if not training.done:
-                codes = self._train(training, generator, images, saved, seed, on_device)
+                codes = self._train(training, generator, images, saved, seed, on_device, precision)
                 parts = {"generator": generator.state_dict(), "codes": {"codes": codes}}
                 training.save(parts, done=True, generator=generator.config)
             elif saved:
@@ -157,6 +168,7 @@ class GLO:
         saved: Parts | None,
         seed: int,
         device: torch.device,
+        precision: torch.dtype,
     ) -> torch.Tensor:
         hold = to_sphere if self.space == "sphere" else to_ball
         share = processes.Share(len(images))
@@ -182,8 +194,8 @@ class GLO:
                 part.copy_(hold(part))
         codes, *moments = (table.to(home) for table in tables)
         code_adam = CodeAdam(codes, dict(zip(CodeAdam.STATE, moments, strict=True)))
-        loss_of = make_loss(self.loss, (images.shape[2], images.shape[3]), device, self.vgg_weights)
-        precision = pick_precision(self.precision, device)
+        size = images.shape[2], images.shape[3]
+        loss_of = make_loss(self.loss, size, device, self.vgg_weights, self.features_, precision)
         steps = training.batches.steps
         own_images = Rows(images[share.items], device)
 
@@ -238,6 +250,29 @@ class GLO:
                 )
         optimiser.zero_grad()  # the gradients' memory is not needed any more
         return share.whole(codes)
+
+    def learn_features(
+        self,
+        images: torch.Tensor,
+        seed: int,
+        device: torch.device,
+        folder: str | Path | None,
+        progress: bool,
+    ) -> tuple[Features, float, float]:
+        """What the loss "contrastive" compares, and the seconds and CPU seconds that it took.
+
+        At most half as long as stage one itself.  Args as in `fit`, with uint8 images and a torch
+        device.
+        """
+        return learn_features(
+            images,
+            epochs=self.epochs / 2,
+            seed=seed,
+            device=device,
+            precision=pick_precision(self.precision, device),
+            folder=None if folder is None else Path(folder) / FEATURES,
+            progress=progress,
+        )
 
     def _table(self, n: int, folder: Path | None) -> torch.Tensor:
         """Room for a row of each code, where they are kept: zeros, float32 `(n, code_dim)`."""

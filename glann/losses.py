@@ -4,6 +4,7 @@ Each takes two float batches in [0, 1], `(n, channels, height, width)`, and give
 image, float `(n,)`, so that the mean over a batch doesn't depend on how images are batched.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from glann.devices import at_once
+from glann.devices import at_once, autocast
 from glann.errors import GlannError
 from glann.images import pad
 
-LOSSES = ("scattering", "laplacian", "l1", "l2", "vgg")
+LOSSES = ("contrastive", "scattering", "laplacian", "l1", "l2", "vgg")
 
 _SLOPE = 1e-6
 """What is added to a squared modulus, whose root has no slope at 0."""
@@ -35,8 +36,19 @@ def make_loss(
     image_size: tuple[int, int],
     device: torch.device,
     vgg_weights: str | None = None,
+    features: nn.Module | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> Loss:
-    """The loss called `name`, one of LOSSES, for images of (height, width), on `device`."""
+    """The loss called `name`, one of LOSSES, for images of (height, width), on `device`.
+
+    "contrastive" needs `features`, as `glann.contrastive.learn_features` gives, which multiply in
+    `precision`.
+    """
+    if name == "contrastive":
+        if features is None:
+            raise ValueError("loss = 'contrastive' needs features that were learned")
+        scattering = make_loss("scattering", image_size, device)
+        return Contrastive(scattering, copy.deepcopy(features).to(device), precision)
     if name == "l1":
         return l1
     if name == "l2":
@@ -281,6 +293,50 @@ class ByMatrices(nn.Module):
         """The moduli of all waves, `(n, pixels)` → `(n, moduli)`."""
         lengths: torch.Tensor = _Modulus.apply(images @ self.get_buffer("waves"))
         return lengths
+
+
+class Contrastive:
+    """Scattering + Σ_l |φ_l x − φ_l x′|₁ / 3: besides, what images are told apart by.
+
+    φ_l are the maps of `features` (`glann.contrastive.Features`), each layer's mean taken.  To
+    compare the maps of a network that was trained to see is GLANN's perceptual loss (arXiv
+    1812.08985, section 3.1), which takes VGG16's; here the network has learned from the same
+    images, without labels, and is a hundred times as small.
+
+    Args:
+        scattering: the loss of that name.
+        features: has `maps`, float images `(n, c, h, w)` → a list of tensors `(n, …)`.
+        precision: of its matrix products.
+    """
+
+    WEIGHT = 1 / 3
+
+    def __init__(self, scattering: Loss, features: Any, precision: torch.dtype) -> None:
+        self.scattering = scattering
+        self.features = features
+        self.precision = precision
+
+    def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Float `(n, c, h, w)` twice → float `(n,)`."""
+
+        def mine() -> list[torch.Tensor]:
+            return self._maps(output)
+
+        def theirs() -> list[torch.Tensor]:
+            with torch.no_grad():
+                return self._maps(target)
+
+        scattering = partial(self.scattering, output, target)
+        loss, *maps = at_once(output.device, scattering, mine, theirs)
+        apart = [l1(one, other) for one, other in zip(*maps, strict=True)]
+        total: torch.Tensor = loss + self.WEIGHT * torch.stack(apart).sum(0)
+        return total
+
+    def _maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.precision, images.device):
+            maps: list[torch.Tensor] = self.features.maps(images)
+        return [each.to(images.dtype) for each in maps]
 
 
 def _total(numbers: torch.Tensor, n: int) -> torch.Tensor:

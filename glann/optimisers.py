@@ -228,8 +228,13 @@ def load_optimiser_state(
     optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
     """Undo `optimiser_state`."""
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".")
+        weight = weights[int(number)]
+        if value.shape == weight.shape:
+            # Laid out in memory as its weight is: fused Adam goes through both side by side.
+            value = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         state.setdefault(int(number), {})[name] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

@@ -84,6 +84,13 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def agree(network: nn.Module) -> None:
+    """Give all processes the first's weights and statistics, in place."""
+    if count() > 1:
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
 def any_of(flags: list[bool]) -> list[bool]:
     """For each flag, whether any process raised it."""
     if count() == 1:

@@ -24,12 +24,13 @@ import torch
 from glann import processes, storage
 from glann.baselines import MODELS
 from glann.codes import as_codes
+from glann.contrastive import load_features
 from glann.data import Data, Images, load
 from glann.density import Gaussian, Mixture
 from glann.devices import pick_device, pick_precision
 from glann.errors import GlannError
 from glann.formats import mapped_array
-from glann.glo import GLO, PLACES
+from glann.glo import FEATURES, GLO, PLACES
 from glann.images import save_grid, side_by_side, write_png
 from glann.networks import Generator
 from glann.pipeline import GLANN, sampler_name, save_sampler, versions
@@ -137,6 +138,7 @@ def train_imle(
             codes,
             generator,
             like=recipe.glo,
+            features=load_features(folder / "glo" / FEATURES, generator.image_shape),
             seed=recipe.seed,
             device=device,
             folder=folder / "finetune",

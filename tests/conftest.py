@@ -16,6 +16,7 @@ TINY_GLO = {
     "batch_size": 32,
     "width": 8,
     "hidden": 32,
+    "loss": "scattering",  # "contrastive" learns features first
     "precision": "float32",
 }
 TINY_IMLE = {

@@ -85,7 +85,9 @@ def main(folder: Path) -> None:
     imle = IMLE(**TINY_IMLE, perturbation=0.1, refuse=0.8).fit(
         codes, seed=3, folder=folder / "imle"
     )
-    few = GLO(**{**TINY_GLO, "batch_size": 3, "epochs": 2}).fit(images[:9])  # a process may get 0
+    few = GLO(**{**TINY_GLO, "batch_size": 3, "epochs": 2, "loss": "contrastive"}).fit(
+        images[:9]
+    )  # a process may get 0
     results = {
         "codes": glo.codes_,
         "few": few.codes_,

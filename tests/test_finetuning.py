@@ -8,6 +8,7 @@ import torch
 from conftest import TINY_GLO, TINY_IMLE, Killed
 
 from glann import GLANN, GLO, IMLE, FineTuning, GlannError, runner, storage
+from glann.contrastive import learn_features
 from glann.images import to_float
 from glann.networks import evaluation_mode
 from glann.recipes import load_recipe, make_recipe
@@ -88,6 +89,27 @@ def test_a_loss_of_its_own_goes_before_that_of_stage_one(digits, stages):
     assert not torch.equal(own[name], other[name])
 
 
+def test_it_compares_the_features_of_stage_one_or_learns_the_same(digits, stages, tmp_path):
+    glo, imle = stages
+    codes = imle.reached(glo.codes_)
+    like = GLO(**{**TINY_GLO, "loss": "contrastive"}).fit(digits, seed=4)
+
+    def tuned(**given):
+        tuning = FineTuning(**{**TINY, "epochs": 2})
+        return tuning.fit(digits, codes, glo.generator_, like=like, seed=4, **given).generator_
+
+    name = next(iter(glo.generator_.state_dict()))
+    handed, learned = (
+        tuned(features=features, folder=tmp_path / str(features is None)).state_dict()[name]
+        for features in (like.features_, None)
+    )
+    assert torch.equal(handed, learned)
+    assert not (tmp_path / "False" / "features").exists()
+    assert (tmp_path / "True" / "features").exists()
+    other = learn_features(digits, epochs=2, seed=5, device=torch.device("cpu"))[0]
+    assert not torch.equal(handed, tuned(features=other).state_dict()[name])
+
+
 @pytest.mark.parametrize("step", [1, 5, 7, 10])
 def test_killed_and_resumed_equals_straight_bit_for_bit(digits, stages, tmp_path, kill_at, step):
     glo, imle = stages
@@ -156,6 +178,13 @@ def test_a_run_s_pipeline_has_the_generator_that_learned_on_and_its_codes(tmp_pa
     assert runner.stage_one_of(tmp_path / "copy") is None
     again = GLANN.load(tmp_path / "copy")
     assert torch.equal(again.reconstruct([3]), pipeline.reconstruct([3]))
+
+
+def test_a_run_learns_features_once(tmp_path):
+    recipe, run = quick(tmp_path, "finetune.epochs=3", "glo.loss=contrastive")
+    runner.trained(recipe, run, progress=False)
+    assert storage.is_saved(run / "glo" / "features")
+    assert not (run / "finetune" / "features").exists()
 
 
 def test_it_can_follow_a_run_that_was_done_without(tmp_path):

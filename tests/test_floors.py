@@ -16,7 +16,7 @@ FLOORS = [
     ("devices",),
     ("formats", "networks", "losses", "optimisers"),
     ("data", "training", "nearest"),
-    ("metric",),
+    ("metric", "contrastive"),
     ("glo", "imle", "density", "evaluation"),
     ("finetuning", "pipeline"),
     ("baselines",),

@@ -154,7 +154,7 @@ LOSSES = {}
 @pytest.mark.parametrize("blocks", ["transposed", "residual"])
 @pytest.mark.parametrize(
     ("loss", "optimiser"),
-    [("scattering", "adam"), ("laplacian", "adam"), ("l1", "adam"), ("scattering", "muon")],
+    [("scattering", "adam"), ("laplacian", "adam"), ("l1", "adam"), ("contrastive", "muon")],
 )
 def test_steps_end_at_the_cpus_loss(digits, steps, loss, optimiser, blocks, tmp_path):
     settings = {**TINY_GLO, "epochs": 8, "loss": loss, "blocks": blocks, "optimiser": optimiser}

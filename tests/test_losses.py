@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from glann.contrastive import Features
 from glann.errors import GlannError
 from glann.losses import (
     LOSSES,
     ByMatrices,
+    Contrastive,
     LaplacianPyramid,
     Perceptual,
     Scattering,
@@ -24,6 +26,7 @@ from glann.losses import (
     make_loss,
     vgg16_features,
 )
+from glann.randomness import seeded
 
 CPU = torch.device("cpu")
 
@@ -216,22 +219,54 @@ def test_scattering_adds_the_distance_of_its_coefficients_to_the_pyramid():
     torch.testing.assert_close(loss(output, target), wanted)
 
 
+def test_contrastive_adds_the_distance_of_its_maps_to_scattering():
+    output, target = random_images(2, 3, 17, 22), random_images(2, 3, 17, 22, seed=1)
+    loss = contrastive((17, 22), channels=3)
+    wanted = Scattering((17, 22)).double()(output, target)
+    for i in range(2):
+        ours, theirs = (loss.features.maps(images[i : i + 1]) for images in (output, target))
+        for a, b in zip(ours, theirs, strict=True):
+            wanted[i] += (a - b).abs().mean() / 3
+    torch.testing.assert_close(loss(output, target), wanted)
+
+
+def test_contrastive_multiplies_in_its_precision_and_gives_float32():
+    features = Features((1, 28, 28)).eval()
+    output, target = (random_images(4, 1, 28, 28, seed=i).float() for i in range(2))
+    exact, rounded = (
+        make_loss("contrastive", (28, 28), CPU, features=features, precision=precision)
+        for precision in (torch.float32, torch.bfloat16)
+    )
+    assert rounded(output, target).dtype == torch.float32
+    assert not torch.equal(exact(output, target), rounded(output, target))
+    torch.testing.assert_close(exact(output, target), rounded(output, target), rtol=0.02, atol=0)
+
+
 def test_l2_is_the_mean_squared_error_of_each_image():
     output, target = random_images(3, 2, 5, 7), random_images(3, 2, 5, 7, seed=1)
     wanted = [F.mse_loss(a, b).item() for a, b in zip(output, target, strict=True)]
     assert make_loss("l2", (5, 7), torch.device("cpu"))(output, target).tolist() == wanted
 
 
-def losses_for(shape: tuple[int, int]) -> dict[str, torch.nn.Module]:
+def losses_for(shape: tuple[int, int], channels: int = 1) -> dict[str, torch.nn.Module]:
     return {
         "l1": l1,
         "l2": l2,
         "laplacian": LaplacianPyramid(shape).double(),
         "scattering": Scattering(shape).double(),
+        "contrastive": contrastive(shape, channels),
     }
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "laplacian", "scattering"])
+def contrastive(shape: tuple[int, int], channels: int = 1) -> Contrastive:
+    """Of features that have learned nothing."""
+    with seeded(0, "features of these tests"):
+        features = Features((channels, *shape)).double().eval()
+    features.spreads.copy_(torch.arange(1, len(features.spreads) + 1))
+    return Contrastive(Scattering(shape).double(), features, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "laplacian", "scattering", "contrastive"])
 @pytest.mark.parametrize("shape", [(8, 8), (17, 22)])
 def test_the_gradient_is_right(name, shape):
     loss = losses_for(shape)[name]
@@ -240,17 +275,18 @@ def test_the_gradient_is_right(name, shape):
     assert torch.autograd.gradcheck(lambda images: loss(images, target), (output,))
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "laplacian", "scattering"])
+@pytest.mark.parametrize("name", ["l1", "l2", "laplacian", "scattering", "contrastive"])
 def test_no_images_have_no_losses(name):
     """As a process may have none of a batch."""
-    nothing = random_images(0, 3, 12, 20)
+    nothing = random_images(0, 1, 12, 20)
     assert losses_for((12, 20))[name](nothing, nothing).shape == (0,)
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "laplacian", "scattering"])
-def test_an_images_loss_does_not_depend_on_its_batch(name):
-    loss = losses_for((12, 20))[name]
-    output, target = random_images(5, 3, 12, 20), random_images(5, 3, 12, 20, seed=1)
+@pytest.mark.parametrize("name", ["l1", "l2", "laplacian", "scattering", "contrastive"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_images_loss_does_not_depend_on_its_batch(name, channels):
+    loss = losses_for((12, 20), channels)[name]
+    output, target = (random_images(5, channels, 12, 20, seed=seed) for seed in range(2))
     together = loss(output, target)
     assert together.shape == (5,)
     alone = torch.cat([loss(output[i : i + 1], target[i : i + 1]) for i in range(5)])
@@ -267,11 +303,13 @@ def test_l1_is_the_mean_absolute_difference():
 def test_make_loss_knows_its_names(weights):
     image = torch.full((1, 1, 28, 28), 0.5)
     for name in LOSSES:
-        loss = make_loss(name, (28, 28), CPU, str(weights["pth"]))
+        loss = make_loss(name, (28, 28), CPU, str(weights["pth"]), Features((1, 28, 28)).eval())
         assert loss(image, image).tolist() == [0.0]
     assert isinstance(make_loss("scattering", (28, 28), CPU), Scattering)
     assert isinstance(make_loss("laplacian", (28, 28), CPU), LaplacianPyramid)
-    with pytest.raises(GlannError, match="'ssim' is unknown; wanted one of scattering, laplacian"):
+    with pytest.raises(
+        GlannError, match="'ssim' is unknown; wanted one of contrastive, scattering"
+    ):
         make_loss("ssim", (28, 28), CPU)
 
 

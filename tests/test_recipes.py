@@ -155,7 +155,7 @@ def test_what_was_read_is_not_changed():
         (f"[glo]\ncode_lr = 1{'0' * 400}", "glo.code_lr = inf is out of range"),
         ("[glo]\ncode_lr = 1979-05-27", "glo.code_lr = datetime.date(1979, 5, 27) is of type date"),
         ("[glo]\nwidth = 513", "glo.width = 513 is out of range; wanted 4 to 512"),
-        ("[glo]\nloss = 'l3'", "glo.loss = 'l3' is not one of the choices; valid: l1, l2"),
+        ("[glo]\nloss = 'l3'", "glo.loss = 'l3' is not one of the choices; valid: contrastive, l1"),
         ("[imle]\nsearch = 'tourch'", "imle.search = 'tourch' is not one of the choices; did you"),
         ("[data]\nsize = [28, 7]", "data.size = 7 is out of range; wanted 8 to 256"),
         ("[data]\nsize = '28'", "data.size = '28' is of type text; wanted int or list of int"),

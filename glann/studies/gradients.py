@@ -119,6 +119,8 @@ def own_training(place: Place, *, recipe: str, shares: Sequence[float], seed: in
     device = pick_device(place.device)
     glo, imle = copy.copy(found.glo), copy.copy(found.imle)
     glo.schedule = imle.schedule = "constant"
+    if glo.loss == "contrastive":
+        glo.loss = "scattering"  # features depend on a training's length, and so would the errors
     imle.refine = 0  # what gets better is the pool alone
     stages: dict[str, list[Point]] = {"glo": [], "imle": []}
     for epochs in _epochs(found.glo.epochs, shares):

@@ -167,7 +167,8 @@ def of_glo(glo: GLO, images: torch.Tensor, seed: int, device: torch.device) -> P
         "norm", "loss".
     """
     generator = copy.deepcopy(glo.generator_).to(device).train()
-    loss_of = make_loss(glo.loss, (images.shape[2], images.shape[3]), device, glo.vgg_weights)
+    size = images.shape[2], images.shape[3]
+    loss_of = make_loss(glo.loss, size, device, glo.vgg_weights, glo.features_)
     losses = (
         loss_of(generator(glo.codes_[rows].to(device)), to_float(images[rows].to(device))).mean()
         for rows in measured_rows(len(images), glo.batch_size, seed)
