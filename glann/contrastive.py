@@ -30,7 +30,10 @@ from glann.storage import fingerprint
 from glann.training import Batches, Training
 
 BATCH = 256
-"""Images in a step, each seen twice and told apart from all others."""
+"""Images in a step, each seen twice and told apart from all others: the more the better."""
+
+PIXELS = 2**20
+"""Pixels of a step's images: of large images there are fewer, but 32, for memory's sake."""
 
 IMAGES_SEEN = 300_000
 """Length of the training, unless stage one is so short that half of it is less."""
@@ -125,6 +128,11 @@ def contrast(numbers: torch.Tensor) -> torch.Tensor:
     return loss
 
 
+def images_in_a_step(n: int, height: int, width: int) -> int:
+    """How many of n images of this size a step sees, at the most."""
+    return min(n, BATCH, max(32, PIXELS // (height * width)))
+
+
 def learn_features(
     images: torch.Tensor,
     *,
@@ -154,7 +162,8 @@ def learn_features(
             Ctrl-C, when there is a folder.
     """
     n, channels, height, width = images.shape
-    batches = Batches(n, min(BATCH, n), min(epochs, IMAGES_SEEN / n))
+    batch_size = images_in_a_step(n, height, width)
+    batches = Batches(n, batch_size, min(epochs, IMAGES_SEEN / n))
     identity = {"settings": {"epochs": batches.epochs}, "seed": seed, "data": fingerprint(images)}
     with seeded(seed, "features"):
         features = Features((channels, height, width))
@@ -194,7 +203,7 @@ def learn_features(
                     state = {"optimiser": optimiser_state(optimiser)}
                     training.save({"features": features.state_dict(), **state})
             optimiser.zero_grad()
-            _calibrate(features, images, device, seed)
+            _calibrate(features, images, batch_size, device, seed)
             processes.agree(features)
             training.save({"features": features.state_dict()}, done=True)
     return features.cpu().eval().requires_grad_(False), training.seconds, training.cpu_seconds
@@ -212,14 +221,16 @@ def load_features(folder: Path, image_shape: tuple[int, int, int]) -> Features |
     return features.eval().requires_grad_(False)
 
 
-def _calibrate(features: Features, images: torch.Tensor, device: torch.device, seed: int) -> None:
+def _calibrate(
+    features: Features, images: torch.Tensor, batch_size: int, device: torch.device, seed: int
+) -> None:
     """Give BatchNorm the statistics of images, whose views have others, and layers their spread."""
     for module in features.modules():
         if isinstance(module, _BatchNorm):
             module.reset_running_stats()
             module.momentum = None  # the mean of all batches
     chosen = images[permutation(seed, "calibration", 0, len(images))[:CALIBRATION]]
-    parts = chosen.tensor_split(max(1, len(chosen) // (2 * BATCH)))
+    parts = chosen.tensor_split(max(1, len(chosen) // (2 * batch_size)))  # as many as views
     with torch.no_grad():
         for part in parts:
             features.encoder.activations(to_float(part.to(device)))

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glann import GLO, GlannError, training
-from glann.contrastive import Features, contrast, learn_features, load_features, view
+from glann.contrastive import (
+    Features,
+    contrast,
+    images_in_a_step,
+    learn_features,
+    load_features,
+    view,
+)
 from glann.devices import pick_precision
 from glann.images import to_float
 
@@ -150,6 +157,14 @@ def test_the_training_is_no_longer_than_it_is_worth(digits, monkeypatch):
     )
     learn(digits, epochs=50)
     assert len(steps) == 2  # of 150 images
+
+
+@pytest.mark.parametrize(
+    ("n", "height", "width", "wanted"),
+    [(9, 8, 8, 9), (999, 8, 8, 256), (999, 64, 64, 256), (999, 64, 256, 64), (999, 256, 256, 32)],
+)
+def test_steps_of_large_images_have_fewer(n, height, width, wanted):
+    assert images_in_a_step(n, height, width) == wanted
 
 
 @pytest.mark.parametrize("step", [1, 3])
