@@ -405,7 +405,8 @@ def test_a_run_knows_where_its_images_were():
     images = np.random.default_rng(0).integers(0, 256, (150, 1, 8, 8), dtype=np.uint8)
     np.save("a.npy", images)
     succeeds("train", "own.toml", "--data", "a.npy")
-    succeeds("train-baseline", "own.toml", "--model", "vae", "--data", "a.npy")
+    few = ("--set", "vae.images_seen=300")
+    succeeds("train-baseline", "own.toml", "--model", "vae", "--data", "a.npy", *few)
     succeeds("reconstruct", "runs/own")
     for target in ("runs/own", "runs/own/pipeline", "runs/own/baselines/vae"):
         output = succeeds("evaluate", target, "-n", 50, "--features", "pixels", "-q")
