@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans, kmeans_plusplus
 from threadpoolctl import threadpool_limits
-from torch import nn
 
 from glann import processes
 from glann.codes import as_codes, on_sphere
@@ -161,7 +160,6 @@ class IMLE:
         codes: object,
         *,
         generator: Generator | None = None,
-        features: nn.Module | None = None,
         seed: int = 0,
         device: str = "auto",
         folder: str | Path | None = None,
@@ -174,7 +172,6 @@ class IMLE:
                 norm 1, so have the samples.
             generator: what makes images of them, as `GLO.generator_`.  Without it distances are
                 those between codes.
-            features: what images are told apart by, as `GLO.features_`, which then count, too.
             seed: of the starting weights, the candidates and the order of the codes.
             device: "auto", "cpu", "cuda", …
             folder: where checkpoint and log go; the same call resumes there.
@@ -199,12 +196,10 @@ class IMLE:
         on_device = pick_device(device)
         identity = {"settings": as_dict(self), "seed": seed, "data": fingerprint(codes)}
         identity["generator"] = generator is not None
-        if features is not None:
-            identity["features"] = True
 
         with Training("imle", batches, folder, identity, progress) as training:
             saved = training.resume()
-            metric = self._metric(codes, generator, features, saved, seed, device)
+            metric = self._metric(codes, generator, saved, seed, device)
             codes = metric.coordinates(codes)
             centres = saved["mapper"]["centres"] if saved else self._centres(codes, seed, on_device)
             with seeded(seed, "mapper"):
@@ -247,7 +242,6 @@ class IMLE:
         self,
         codes: torch.Tensor,
         generator: Generator | None,
-        features: nn.Module | None,
         saved: Parts | None,
         seed: int,
         device: str,
@@ -258,8 +252,7 @@ class IMLE:
             return Metric(saved["metric"]["stretch"], saved["metric"]["back"], sphere)
         if generator is None or self.metric == "codes":
             return Metric.plain(codes.shape[1], sphere)
-        matrix = image_metric(generator, codes, features=features, seed=seed, device=device)
-        return Metric.of(matrix, sphere)
+        return Metric.of(image_metric(generator, codes, seed=seed, device=device), sphere)
 
     def _centres(self, codes: torch.Tensor, seed: int, device: torch.device) -> torch.Tensor:
         """The cells' centres, found by k-means: float32 `(cells, code_dim)`."""

@@ -298,22 +298,22 @@ class ByMatrices(nn.Module):
 class Contrastive:
     """Scattering + Σ_l |φ_l x − φ_l x′|₁ / 3: besides, what images are told apart by.
 
-    φ_l are the maps of `network` (`glann.contrastive.Features`), each layer's mean taken.  To
+    φ_l are the maps of `features` (`glann.contrastive.Features`), each layer's mean taken.  To
     compare the maps of a network that was trained to see is GLANN's perceptual loss (arXiv
     1812.08985, section 3.1), which takes VGG16's; here the network has learned from the same
     images, without labels, and is a hundred times as small.
 
     Args:
         scattering: the loss of that name.
-        network: has `maps`, float images `(n, c, h, w)` → a list of tensors `(n, …)`.
+        features: has `maps`, float images `(n, c, h, w)` → a list of tensors `(n, …)`.
         precision: of its matrix products.
     """
 
     WEIGHT = 1 / 3
 
-    def __init__(self, scattering: Loss, network: Any, precision: torch.dtype) -> None:
+    def __init__(self, scattering: Loss, features: Any, precision: torch.dtype) -> None:
         self.scattering = scattering
-        self.network = network
+        self.features = features
         self.precision = precision
 
     def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -332,20 +332,10 @@ class Contrastive:
         total: torch.Tensor = loss + self.WEIGHT * torch.stack(apart).sum(0)
         return total
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """All numbers that are compared: `(n, c, h, w)` → `(n, numbers)`, as `Scattering.features`.
-
-        For that `scattering` must have them.
-        """
-        assert isinstance(self.scattering, Scattering)
-        flat = [self.WEIGHT * each.flatten(1) for each in self._maps(images)]
-        by_layers = [table / table.shape[1] ** 0.5 for table in flat]
-        return torch.cat([self.scattering.features(images), *by_layers], 1)
-
     def _maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.precision, images.device):
-            maps: list[torch.Tensor] = self.network.maps(images)
+            maps: list[torch.Tensor] = self.features.maps(images)
         return [each.to(images.dtype) for each in maps]
 
 

@@ -5,15 +5,13 @@ some than in others: a step that turns one digit into another in one direction h
 image in the next.  Plain distances between codes weigh both alike.
 """
 
-import copy
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from glann.devices import pick_device
 from glann.errors import GlannError
-from glann.losses import Contrastive, Scattering
+from glann.losses import Scattering
 from glann.networks import Generator, evaluation_mode, to_sphere
 from glann.randomness import permutation
 
@@ -76,24 +74,18 @@ class Metric(NamedTuple):
 
 
 def image_metric(
-    generator: Generator,
-    codes: torch.Tensor,
-    *,
-    features: nn.Module | None = None,
-    seed: int = 0,
-    device: str = "auto",
+    generator: Generator, codes: torch.Tensor, *, seed: int = 0, device: str = "auto"
 ) -> torch.Tensor:
     """M for which δᵀ M δ is about |F(G(z + δ)) − F(G(z))|², on average over codes z.
 
     It is the mean of JᵀJ over some codes, J being the Jacobian of F∘G by central differences: the
     metric that images pull back to codes (Arvanitidis, Hansen & Hauberg, arXiv 1710.11379), made
-    the same everywhere.  F are the numbers that the loss "scattering" compares, the levels of a
-    Laplacian pyramid and scattering coefficients; with features those of "contrastive".
+    the same everywhere.  F are the numbers that the loss "scattering" compares: the levels of a
+    Laplacian pyramid and scattering coefficients.
 
     Args:
         generator: G.
         codes: float32 `(n, code_dim)`.
-        features: as `glann.contrastive.learn_features` gives.
         seed: of which codes are taken.
         device: where to compute: "auto", "cpu", "cuda", …
 
@@ -111,9 +103,7 @@ def image_metric(
     on_device = pick_device(device)
     home = next(generator.parameters()).device
     height, width = generator.image_shape[1:]
-    loss: Scattering | Contrastive = Scattering((height, width)).to(on_device)
-    if features is not None:
-        loss = Contrastive(loss, copy.deepcopy(features).to(on_device), torch.float32)
+    features = Scattering((height, width)).to(on_device)
     probed = max(1, min(PROBED, PIXELS // (2 * code_dim * height * width)))
     chosen = codes[permutation(seed, "metric", 0, len(codes))[:probed]].to(on_device)
     step = STEP * float(chosen.var(0, correction=0).mean().sqrt()) or STEP
@@ -123,7 +113,7 @@ def image_metric(
     with evaluation_mode(generator):
         for code in chosen:
             made = generator(torch.cat([code + steps, code - steps]))
-            further, back = loss.features(made).chunk(2)
+            further, back = features.features(made).chunk(2)
             slopes = (further - back) / (2 * step)
             metric += slopes @ slopes.T / len(chosen)
     generator.to(home)

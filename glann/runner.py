@@ -116,12 +116,10 @@ def train_imle(
     _claim(folder, recipe)
     name = sampler_name(recipe.imle)
     say(f"codes     {len(codes):,} of {codes.shape[1]} numbers, from {folder / 'glo'}")
-    features = load_features(folder / "glo" / FEATURES, generator.image_shape)
     _note_environment(folder, device)
     sampler = recipe.imle.fit(
         codes,
         generator=generator,
-        features=features,
         seed=recipe.seed,
         device=device,
         folder=folder / "imle",
@@ -140,7 +138,7 @@ def train_imle(
             codes,
             generator,
             like=recipe.glo,
-            features=features,
+            features=load_features(folder / "glo" / FEATURES, generator.image_shape),
             seed=recipe.seed,
             device=device,
             folder=folder / "finetune",

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from glann import IMLE, GlannError
-from glann.contrastive import Features
-from glann.losses import Contrastive, Scattering
+from glann.losses import Scattering
 from glann.metric import FLATTEST, Metric, image_metric
 from glann.networks import Generator, evaluation_mode
 from glann.randomness import generator as random_generator
@@ -53,13 +52,11 @@ def test_codes_of_the_sphere_come_back_to_it():
     torch.testing.assert_close(metric.codes(codes_of(8, 3)).norm(dim=1), torch.ones(8))
 
 
-@pytest.mark.parametrize("network", [None, Features((1, 16, 12)).eval()])
-def test_the_metric_is_what_images_differ_by(generator, network):
+def test_the_metric_is_what_images_differ_by(generator):
     """The oracle: how far images really move, for small steps in any direction."""
     codes = codes_of(300, 4)
-    matrix = image_metric(generator, codes, features=network)
-    loss = Scattering((16, 12))
-    features = (loss if network is None else Contrastive(loss, network, torch.float32)).features
+    matrix = image_metric(generator, codes)
+    features = Scattering((16, 12)).features
     small = 1e-2 * codes_of(300, 4, "steps")
     with evaluation_mode(generator):
         moved = features(generator(codes + small)) - features(generator(codes - small))
@@ -92,14 +89,3 @@ def test_the_generator_comes_back_as_it_was(generator):
 def test_codes_of_another_generator_are_refused(generator):
     with pytest.raises(GlannError, match="codes have 5 numbers; the generator's have 4"):
         IMLE(epochs=1, batch_size=10).fit(codes_of(20, 5), generator=generator)
-
-
-def test_features_turn_the_metric_and_are_part_of_a_training(generator, tmp_path):
-    codes, network = codes_of(40, 4), Features((1, 16, 12)).eval()
-    settings = {"epochs": 1, "batch_size": 10, "cells": 1}
-    without = IMLE(**settings).fit(codes, generator=generator, folder=tmp_path)
-    with_them = IMLE(**settings).fit(codes, generator=generator, features=network)
-    assert not torch.equal(without.metric_.stretch, with_them.metric_.stretch)
-    assert all(not module.training for module in network.modules())
-    with pytest.raises(GlannError, match="trained with another features"):
-        IMLE(**settings).fit(codes, generator=generator, features=network, folder=tmp_path)
