@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
-from torch import nn
 
 from glann.codes import as_codes, in_hand, on_sphere
 from glann.errors import GlannError
@@ -82,7 +81,6 @@ class Gaussian(_Gaussians):
         codes: object,
         *,
         generator: Generator | None = None,
-        features: nn.Module | None = None,
         seed: int = 0,
         device: str = "auto",
         folder: str | Path | None = None,
@@ -144,7 +142,6 @@ class Mixture(_Gaussians):
         codes: object,
         *,
         generator: Generator | None = None,
-        features: nn.Module | None = None,
         seed: int = 0,
         device: str = "auto",
         folder: str | Path | None = None,
