@@ -245,7 +245,7 @@ def test_a_training_is_timed_between_two_steps_and_ended(digits, monkeypatch):
     seen = []
 
     def fit(epochs):
-        glo = GLO(code_dim=4, width=8, hidden=16, batch_size=30, epochs=epochs)
+        glo = GLO(code_dim=4, width=8, hidden=16, batch_size=30, epochs=epochs, loss="l1")
         seen.append(glo.fit(digits))
 
     assert time_steps(lambda: fit(2), 3, 4, CPU) == (120, 0.0, 1.0)
