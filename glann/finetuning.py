@@ -5,6 +5,9 @@ samples have the code T(e) + a (z − T(e)), with what the mapper makes of noise
 it leaves out (`IMLE.reached`): they are shrunk towards each other, and their images are dull.  The
 less a mapper explains of the codes, the more so.  Pairs of noise and image are known from the last
 matching, so the generator is taught what each of these codes should have been.
+
+That says nothing of what noise makes that no code chose, as most noise is.  So samples are made
+beside these images, and their features are to be spread as training images' are (`glann.energy`).
 """
 
 import copy
@@ -18,6 +21,7 @@ from glann import processes
 from glann.codes import as_codes
 from glann.contrastive import Features
 from glann.devices import Replayed, Rows, autocast, pick_device, pick_precision
+from glann.energy import Energy
 from glann.errors import GlannError
 from glann.glo import GLO, SHOWN, reconstruction_rows
 from glann.losses import LOSSES, make_loss
@@ -37,7 +41,9 @@ from glann.training import Batches, Training
 
 @dataclass(kw_only=True)
 class FineTuning:
-    """A generator's last lessons: min over G of Σ ℓ(G(z̃_i), x_i), the codes z̃_i held fixed.
+    """A generator's last lessons: min over G of mean ℓ(G(z̃_i), x_i) + λ D(G(s), x).
+
+    The codes z̃_i are held fixed, and so are samples' codes s; D is the energy distance.
 
     After `fit`: `generator_`, in evaluation mode, and `seconds_`, the time that training took.
     """
@@ -47,6 +53,12 @@ class FineTuning:
     lr: float = setting(5e-3, "learning rate", minimum=0)
     schedule: str = setting("one-cycle", "how the learning rate changes", choices=SCHEDULES)
     loss: str | None = setting(None, "reconstruction loss; none: stage one's", choices=LOSSES)
+    energy: float = setting(
+        10.0,
+        "weight of the energy distance between samples and images, by what images teach without "
+        "labels; 0: samples are not looked at",
+        minimum=0,
+    )
 
     def fit(
         self,
@@ -54,6 +66,7 @@ class FineTuning:
         codes: object,
         generator: Generator,
         *,
+        samples: object = None,
         like: GLO | None = None,
         features: Features | None = None,
         seed: int = 0,
@@ -67,10 +80,12 @@ class FineTuning:
             images: uint8 `(n, channels, height, width)`, a NumPy array or a tensor.
             codes: float `(n, code_dim)`, row i for image i, as `IMLE.reached`.
             generator: what is to learn on, as `GLO.generator_`; it is left as it is.
+            samples: samples' codes, float `(n, code_dim)`, as `IMLE.fresh` gives them; None: they
+                are not looked at.
             like: stage one, whose optimiser and precision are used, and whose loss where there is
                 no other; None: its defaults.
-            features: which the loss "contrastive" compares, as `GLO.features_`; None: learned as
-                stage one does, first.
+            features: which the loss "contrastive" and the energy distance compare, as
+                `GLO.features_`; None: learned as stage one does, first.
             seed: of the order of the images.
             device: "auto", "cpu", "cuda", …
             folder: where checkpoint, log and pictures go; the same call resumes there.
@@ -87,14 +102,22 @@ class FineTuning:
         check(self, "finetune")
         images, codes, like = pixels.as_images(images), as_codes(codes), like or GLO()
         _check_fit(images, codes, generator)
+        energetic = samples is not None and self.energy > 0
+        drawn = codes[:0]
+        if energetic:
+            drawn = as_codes(samples)
+            _check_fit(images, drawn, generator)
         on_device = pick_device(device)
         loss = self.loss or like.loss
         settings = {**as_dict(self), "loss": loss}
         settings |= {key: getattr(like, key) for key in ("optimiser", "precision")}
-        data = fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))
+        if not energetic:
+            del settings["energy"]
+        data = [fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))]
+        data += [fingerprint(drawn)] if energetic else []
         identity = {"settings": settings, "seed": seed, "data": " ".join(data)}
         precision = pick_precision(like.precision, on_device)
-        if loss == "contrastive" and features is None:
+        if (loss == "contrastive" or energetic) and features is None:
             features, *_ = like.learn_features(images, seed, on_device, folder, progress)
         size = generator.image_shape[1:]
         loss_of = make_loss(loss, size, on_device, like.vgg_weights, features, precision)
@@ -113,13 +136,28 @@ class FineTuning:
             share = processes.Share(len(images))
             own_images = Rows(images[share.items], on_device)
             own_codes = Rows(codes[share.items], on_device)
+            own_drawn = Rows(drawn[share.items], on_device)
+            energy = None
+            if energetic and not training.done:
+                assert features is not None
+                energy = Energy(features, images, on_device, precision, seed)
 
-            def learn(sent: torch.Tensor, z: torch.Tensor, size: float, lr: float) -> torch.Tensor:
+            def learn(
+                sent: torch.Tensor,
+                z: torch.Tensor,
+                s: torch.Tensor,
+                own: torch.Tensor,
+                references: torch.Tensor,
+                size: float,
+                lr: float,
+            ) -> torch.Tensor:
                 set_learning_rate(optimiser, lr)
-                with autocast(precision, on_device):
-                    made = model(own_codes.found(z))
                 batch = pixels.to_float(own_images.found(sent))
-                error = loss_of(made.float(), batch).sum() / size
+                with autocast(precision, on_device):
+                    made = model(torch.cat([own_codes.found(z), own_drawn.found(s)])).float()
+                error = loss_of(made[: len(batch)], batch).sum() / size
+                if energy is not None:
+                    error = error + self.energy * energy(made[len(batch) :], references, own)
                 optimiser.zero_grad()
                 error.backward()
                 optimiser.step()
@@ -129,8 +167,11 @@ class FineTuning:
             for step, rows in training.steps(seed):
                 lr = learning_rate(self.schedule, self.lr, step, batches.steps)
                 places = share.places(share.of(rows))
-                sent = own_images.sent(places), own_codes.sent(places)
-                loss = learned(*sent, len(rows), lr)
+                # Samples are none of these images', so any rows of theirs will do.
+                of_samples = places if energy else places[:0]
+                sent = own_images.sent(places), own_codes.sent(places), own_drawn.sent(of_samples)
+                references = energy.rows(seed, step) if energy else places[:0]
+                loss = learned(*sent, share.among(rows), references, len(rows), lr)
 
                 training.record(loss, lr=lr)
                 if training.picture_due:

@@ -517,6 +517,14 @@ class IMLE:
         fitted = self.mapper_, self.details_, self.metric_
         return self._drawn(*fitted, seed, "sample", start, start + n)
 
+    def fresh(self, n: int, seed: int = 0) -> torch.Tensor:
+        """Codes such as `sample` gives, of noise that no sample has: float32 `(n, code_dim)`.
+
+        What learns from samples is not to learn from those that will be looked at.
+        """
+        fitted = self.mapper_, self.details_, self.metric_
+        return self._drawn(*fitted, seed, "fresh", 0, n)
+
     def _drawn(
         self,
         mapper: Mapper,

@@ -158,6 +158,20 @@ def by_parts(
     return total(whole)
 
 
+def together(rows: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    """All processes' rows, `(n, …)`, in each of them; gradients go back to whose row it is.
+
+    Args:
+        rows: this one's, `(k, …)`.
+        own: which of all these are, bool `(n,)` with k of them; None: all.
+    """
+    if own is None or count() == 1:
+        return rows
+    whole = rows.new_zeros(len(own), *rows.shape[1:])
+    found: torch.Tensor = _Total.apply(whole.masked_scatter(own[:, None], rows))
+    return found
+
+
 def _shape_of_a_row(made: list[torch.Tensor]) -> tuple[torch.Size, torch.dtype]:
     """Shape and dtype, which a process without a part learns from the first."""
     told = [(made[0].shape[1:], made[0].dtype) if made else None]

@@ -137,6 +137,7 @@ def train_imle(
             images.images,
             codes,
             generator,
+            samples=sampler.fresh(len(codes), recipe.seed) if recipe.finetune.energy else None,
             like=recipe.glo,
             features=load_features(folder / "glo" / FEATURES, generator.image_shape),
             seed=recipe.seed,

@@ -28,6 +28,7 @@ TINY_IMLE = {
     "batch_size": 32,
     "precision": "float32",
 }
+TINY_TUNING = {"epochs": 4, "batch_size": 32, "lr": 1e-2}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import TINY_GLO, TINY_IMLE
+from conftest import TINY_GLO, TINY_IMLE, TINY_TUNING
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from glann import GLANN, GLO, IMLE, formats, processes, training
+from glann import GLANN, GLO, IMLE, FineTuning, formats, processes, training
 
 
 class Stopped(Exception):
@@ -88,12 +88,22 @@ def main(folder: Path) -> None:
     few = GLO(**{**TINY_GLO, "batch_size": 3, "epochs": 2, "loss": "contrastive"}).fit(
         images[:9]
     )  # a process may get 0
+    tuned = FineTuning(**TINY_TUNING).fit(
+        images,
+        codes,
+        glo.generator_,
+        samples=codes.flip(0),
+        like=GLO(**TINY_GLO),
+        seed=3,
+        folder=folder / "finetune",
+    )
     results = {
         "codes": glo.codes_,
         "few": few.codes_,
         "samples": GLANN(glo.generator_, imle).sample(600),
         **{f"glo.{key}": value for key, value in glo.generator_.state_dict().items()},
         **{f"imle.{key}": value for key, value in imle.state()[1].items()},
+        **{f"finetune.{key}": value for key, value in tuned.generator_.state_dict().items()},
         **batch_norms(given),
         **exchanges(),
         "scaled": kept_in_cache(images, folder),

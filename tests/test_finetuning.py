@@ -9,6 +9,7 @@ from conftest import TINY_GLO, TINY_IMLE, Killed
 
 from glann import GLANN, GLO, IMLE, FineTuning, GlannError, runner, storage
 from glann.contrastive import learn_features
+from glann.energy import Energy
 from glann.images import to_float
 from glann.networks import evaluation_mode
 from glann.recipes import load_recipe, make_recipe
@@ -110,14 +111,69 @@ def test_it_compares_the_features_of_stage_one_or_learns_the_same(digits, stages
     assert not torch.equal(handed, tuned(features=other).state_dict()[name])
 
 
+def test_with_samples_their_features_are_spread_more_like_those_of_images(digits, stages):
+    glo, imle = stages
+    codes, samples = imle.reached(glo.codes_), imle.fresh(len(digits), 1)
+    features = learn_features(digits, epochs=20, seed=0, device=torch.device("cpu"))[0]
+    energy = Energy(features, digits, torch.device("cpu"), torch.float32)
+    distances, errors = [], []
+    for weight in (0.0, 10.0):
+        tuning = FineTuning(**TINY, energy=weight)
+        given = {"samples": samples, "features": features, "like": glo}
+        tuned = tuning.fit(digits, codes, glo.generator_, **given).generator_
+        with evaluation_mode(tuned):
+            made = tuned(imle.sample(500, 2))
+        distances.append(float(energy(made, torch.arange(len(digits)))))
+        errors.append(error(tuned, codes, digits))
+    assert distances[1] < 0.7 * distances[0]
+    assert errors[1] < 2 * errors[0]
+
+
+def test_without_samples_or_weight_there_is_no_energy(digits, stages, tmp_path):
+    glo, imle = stages
+    codes, samples = imle.reached(glo.codes_), imle.fresh(len(digits), 1)
+    short = {**TINY, "epochs": 2}
+    made = [
+        FineTuning(**short, energy=weight)
+        .fit(digits, codes, glo.generator_, like=glo, samples=given, folder=tmp_path / "same")
+        .generator_.state_dict()
+        for weight, given in ((3.0, None), (0.0, samples), (0.0, None))
+    ]  # the second and third find the first's folder, and are no other training
+    name = next(iter(made[0]))
+    assert torch.equal(made[0][name], made[1][name])
+    assert torch.equal(made[0][name], made[2][name])
+    assert not (tmp_path / "same" / "features").exists()
+    with pytest.raises(GlannError, match="another"):
+        FineTuning(**short, energy=3.0).fit(
+            digits, codes, glo.generator_, like=glo, samples=samples, folder=tmp_path / "same"
+        )
+
+
+def test_fresh_samples_are_no_samples(stages):
+    _, imle = stages
+    fresh, others = imle.fresh(50, 1), imle.sample(2000, 1)
+    assert fresh.shape == (50, TINY_GLO["code_dim"])
+    assert torch.equal(fresh, imle.fresh(50, 1))
+    assert not torch.equal(fresh, imle.fresh(50, 2))
+    assert torch.cdist(fresh, others).min() > 1e-4
+
+
+@pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("step", [1, 5, 7, 10])
-def test_killed_and_resumed_equals_straight_bit_for_bit(digits, stages, tmp_path, kill_at, step):
+def test_killed_and_resumed_equals_straight_bit_for_bit(
+    digits, stages, tmp_path, kill_at, step, sampled
+):
     glo, imle = stages
     codes, settings = imle.reached(glo.codes_), {**TINY, "epochs": 2}
+    given = {"like": glo, "seed": 3}
+    if sampled:
+        cpu = torch.device("cpu")
+        given["samples"] = imle.fresh(len(digits), 1)
+        given["features"] = learn_features(digits, epochs=2, seed=5, device=cpu)[0]
 
     def fit(folder=None):
         tuning = FineTuning(**settings)
-        return tuning.fit(digits, codes, glo.generator_, like=glo, seed=3, folder=folder)
+        return tuning.fit(digits, codes, glo.generator_, folder=folder, **given)
 
     straight = fit()
     kill_at(step)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_GLO, TINY_IMLE, Killed
+from conftest import TINY_GLO, TINY_IMLE, TINY_TUNING, Killed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from glann import GLANN, GLO, IMLE, processes
+from glann import GLANN, GLO, IMLE, FineTuning, processes
 from glann.formats import fit
 
 TESTS = Path(__file__).parent
@@ -76,6 +76,15 @@ def alone(given, tmp_path_factory):
     imle = IMLE(**TINY_IMLE, perturbation=0.1, refuse=0.8).fit(
         given["codes"], seed=SEED, folder=folder / "imle"
     )
+    FineTuning(**TINY_TUNING).fit(
+        given["images"],
+        given["codes"],
+        glo.generator_,
+        samples=given["codes"].flip(0),
+        like=GLO(**TINY_GLO),
+        seed=SEED,
+        folder=folder / "finetune",
+    )
     return glo, imle, folder
 
 
@@ -83,7 +92,7 @@ def log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["glo", "imle"])
+@pytest.mark.parametrize("stage", ["glo", "imle", "finetune"])
 def test_losses_agree_to_rounding_and_are_logged_once(alone, folder, both, stage):
     one, two = log(alone[2] / stage), log(folder / stage)
     assert [line["step"] for line in two] == [line["step"] for line in one] == [5, 10, 15, 20]

@@ -44,7 +44,9 @@ def fitted(
     imle = recipe.imle.fit(codes, generator=generator, folder=stages["imle"], **how)
     if recipe.finetune is not None:
         codes = imle.reached(codes)
-        how |= {"like": recipe.glo, "folder": stages["finetune"]}
+        how |= {"like": recipe.glo, "features": glo.features_, "folder": stages["finetune"]}
+        if recipe.finetune.energy:
+            how["samples"] = imle.fresh(len(codes), recipe.seed)
         generator = recipe.finetune.fit(images, codes, generator, **how).generator_
     return GLANN(generator, imle, codes)
 

@@ -1,0 +1,84 @@
+"""The energy distance: what it is of points, and what it sees of images."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import energy_distance as of_scipy
+
+from glann.contrastive import learn_features
+from glann.energy import Energy, energy_distance
+from glann.images import to_float
+
+CPU = torch.device("cpu")
+
+
+def points(seed, n, d, shift=0.0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+@given(st.integers(0, 1000), st.integers(2, 30), st.integers(2, 30))
+def test_in_one_dimension_it_is_that_of_scipy(seed, n, m):
+    x, y = points(seed, n, 1), points(seed + 1, m, 1, 0.3)
+    # scipy's is a root, and counts each number's distance from itself.
+    within = [torch.cdist(z, z).mean() / (len(z) - 1) for z in (x, y)]
+    wanted = of_scipy(x[:, 0].numpy(), y[:, 0].numpy()) ** 2 - float(sum(within))
+    assert float(energy_distance(x, y)) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_it_is_without_bias_where_few_points_are_compared():
+    found = [float(energy_distance(points(s, 4, 5), points(s + 5000, 6, 5))) for s in range(2000)]
+    assert abs(np.mean(found)) < 4 * np.std(found) / 2000**0.5
+    assert np.std(found) > 0.05  # a biased estimate would be seen
+
+
+def test_known_distances_need_not_be_found_again():
+    x, y = points(0, 50, 3), points(1, 60, 3, 1.0)
+    within = float(torch.cdist(y, y).sum() / (60 * 59))
+    torch.testing.assert_close(energy_distance(x, y, within), energy_distance(x, y))
+
+
+def test_its_gradient_moves_a_distribution_to_where_another_is_and_spreads_it_alike():
+    wanted = torch.tensor([3.0, -1.0]), torch.tensor([1.0, 0.2])
+    mean, scale = torch.zeros(2, requires_grad=True), torch.full((2,), 0.5, requires_grad=True)
+    adam = torch.optim.Adam([mean, scale], 0.1)
+    for step in range(400):
+        adam.param_groups[0]["lr"] = 0.1 * (1 - step / 400)
+        adam.zero_grad()
+        x = mean + scale * points(2 * step, 100, 2)
+        energy_distance(x, wanted[0] + wanted[1] * points(2 * step + 1, 100, 2)).backward()
+        adam.step()
+    torch.testing.assert_close(mean.detach(), wanted[0], atol=0.1, rtol=0)
+    torch.testing.assert_close(scale.detach().abs(), wanted[1], atol=0.1, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def features(digits):
+    return learn_features(digits, epochs=2, seed=0, device=CPU)[0]
+
+
+def test_images_are_at_no_distance_from_themselves_and_others_are_far(digits, features):
+    energy = Energy(features, digits, CPU, torch.float32)
+    rows = torch.arange(len(digits))
+    images = to_float(digits)
+    own = float(energy(images, rows))  # each is its own reference, once
+    dark, one = energy(0.8 * images, rows), energy(images[:1].expand(50, -1, -1, -1), rows)
+    blurred = energy(torch.nn.functional.avg_pool2d(images, 3, 1, 1), rows)
+    assert abs(own) < 0.05 < min(map(float, (dark, blurred, one)))
+
+
+def test_all_of_many_references_are_drawn(digits, features):
+    energy = Energy(features, digits, CPU, torch.float32)
+    drawn = torch.cat([energy.rows(0, step) for step in range(5)])
+    assert len(drawn.unique()) == len(digits)
+    assert not torch.equal(energy.rows(0, 0), energy.rows(0, 1))
+    assert torch.equal(energy.rows(0, 1), energy.rows(0, 1))
+    assert not torch.equal(energy.rows(1, 1), energy.rows(0, 1))
+
+
+def test_more_images_than_references(digits, features, monkeypatch):
+    monkeypatch.setattr("glann.energy.REFERENCES", 40)
+    energy = Energy(features, digits, CPU, torch.float32)
+    assert {len(table) for table in energy.tables} == {40}
+    assert int(energy.rows(0, 0).max()) < 40
