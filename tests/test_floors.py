@@ -17,7 +17,7 @@ FLOORS = [
     ("formats", "networks", "losses", "optimisers"),
     ("data", "training", "nearest"),
     ("metric", "contrastive"),
-    ("glo", "imle", "density", "evaluation"),
+    ("glo", "imle", "density", "energy", "evaluation"),
     ("finetuning", "pipeline"),
     ("baselines",),
     ("recipes", "inspection"),
