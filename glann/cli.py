@@ -198,7 +198,8 @@ imle_options = _options(
         type=click.IntRange(min=0),
         metavar="N",
         help="Save the details of N training codes at the most (imle.detail): fewer make the "
-        "pipeline smaller and its samples a little less varied.  [default: all]",
+        "pipeline smaller and its samples a little less varied. Fine-tuning learns from such "
+        "samples.  [default: all]",
     ),
 )
 

@@ -113,8 +113,8 @@ class FineTuning:
         settings |= {key: getattr(like, key) for key in ("optimiser", "precision")}
         if not energetic:
             del settings["energy"]
-        data = [fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))]
-        data += [fingerprint(drawn)] if energetic else []
+        # Codes tell the sampler that samples are of.
+        data = fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))
         identity = {"settings": settings, "seed": seed, "data": " ".join(data)}
         precision = pick_precision(like.precision, on_device)
         if (loss == "contrastive" or energetic) and features is None:

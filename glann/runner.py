@@ -133,11 +133,13 @@ def train_imle(
         if not storage.is_saved(folder / "finetune"):
             _delete(folder / "pipeline")  # of before: from here on it is another
         codes = sampler.reached(codes)
+        # Samples as the pipeline will make them, which may keep the details of fewer codes.
+        kept = sampler if details is None else sampler.with_fewer_details(details)
         tuned = recipe.finetune.fit(
             images.images,
             codes,
             generator,
-            samples=sampler.fresh(len(codes), recipe.seed) if recipe.finetune.energy else None,
+            samples=kept.fresh(len(codes), recipe.seed) if recipe.finetune.energy else None,
             like=recipe.glo,
             features=load_features(folder / "glo" / FEATURES, generator.image_shape),
             seed=recipe.seed,

@@ -243,6 +243,29 @@ def test_a_run_learns_features_once(tmp_path):
     assert not (run / "finetune" / "features").exists()
 
 
+def test_it_learns_from_samples_as_the_pipeline_will_make_them(tmp_path, monkeypatch):
+    seen, fit = [], FineTuning.fit
+
+    def watched(self, *args, **given):
+        seen.append(given["samples"])
+        return fit(self, *args, **given)
+
+    monkeypatch.setattr(FineTuning, "fit", watched)
+    recipe, run = quick(tmp_path, "finetune.epochs=1")
+    runner.train_glo(recipe, run, progress=False)
+    runner.train_imle(recipe, run, progress=False, details=5)
+    sampler = GLANN.load(run).sampler
+    assert len(sampler.details_.anchors) == 5
+    torch.testing.assert_close(seen[0], sampler.fresh(len(seen[0]), recipe.seed))
+    # Another number of them for a saved pipeline is no other training.
+    runner.train_imle(recipe, run, progress=False, details=7)
+    assert len(GLANN.load(run).sampler.details_.anchors) == 7
+    assert not torch.equal(seen[1], seen[0])
+    without, other = quick(tmp_path / "other", "finetune.epochs=1", "finetune.energy=0")
+    runner.trained(without, other, progress=False)
+    assert seen[2] is None
+
+
 def test_it_can_follow_a_run_that_was_done_without(tmp_path):
     recipe, run = quick(tmp_path)
     plain = runner.trained(recipe, run, progress=False)
