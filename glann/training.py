@@ -436,4 +436,6 @@ def _difference(found: Any, wanted: Any) -> str:
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
         return "; ".join(f"{key}: then {found.get(key)!r}, now {wanted.get(key)!r}" for key in keys)
-    return f"then {str(found)[:16]}, now {str(wanted)[:16]}"
+    pairs = zip(str(found).split(), str(wanted).split(), strict=False)  # of one or several data
+    then, now = next((pair for pair in pairs if pair[0] != pair[1]), (str(found), str(wanted)))
+    return f"then {then[:16]}, now {now[:16]}"
