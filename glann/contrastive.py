@@ -33,7 +33,7 @@ BATCH = 256
 """Images in a step, each seen twice and told apart from all others: the more the better."""
 
 PIXELS = 2**20
-"""Pixels of a step's images: of large images there are fewer, but 32, for memory's sake."""
+"""Pixels of a step's images, so that of large ones there are fewer; but 32 there may be."""
 
 IMAGES_SEEN = 300_000
 """Length of the training, unless stage one is so short that half of it is less."""
@@ -128,9 +128,14 @@ def contrast(numbers: torch.Tensor) -> torch.Tensor:
     return loss
 
 
+def images_at_once(height: int, width: int) -> int:
+    """How many images of this size a step may have, for memory's sake."""
+    return max(32, PIXELS // (height * width))
+
+
 def images_in_a_step(n: int, height: int, width: int) -> int:
     """How many of n images of this size a step sees, at the most."""
-    return min(n, BATCH, max(32, PIXELS // (height * width)))
+    return min(n, BATCH, images_at_once(height, width))
 
 
 def learn_features(

@@ -26,6 +26,9 @@ COMPARED = 512
 WITHIN = 4096
 """References among whose pairs the mean distance of images from each other is found."""
 
+FLATTEST = 1e-3
+"""The least variance of a direction, as a share of the largest."""
+
 PARTS = 1000
 """Images whose features are found at a time."""
 
@@ -57,12 +60,11 @@ class Energy:
                 self._summaries(to_float(images[part].to(device))) for part in rows.split(PARTS)
             ]
         tables = [torch.cat(parts) for parts in zip(*found, strict=True)]
-        # Each number counts alike, and each summary as much as the next.
         self.means = [table.mean(0) for table in tables]
-        self.scales = [table.std(0).clamp_min(1e-3) * table.shape[1] ** 0.5 for table in tables]
+        self.turns = [half_whitening(table) for table in tables]
         self.tables = [
-            ((table - mean) / scale).half()
-            for table, mean, scale in zip(tables, self.means, self.scales, strict=True)
+            ((table - mean) @ turn).half()
+            for table, mean, turn in zip(tables, self.means, self.turns, strict=True)
         ]
         self.within = [
             float(_mean_distance_within(table[:WITHIN].float())) for table in self.tables
@@ -87,12 +89,12 @@ class Energy:
             own: which of the samples of all processes are this one's, bool; None: all.
         """
         found = self._summaries(samples)
-        references = zip(found, self.means, self.scales, self.tables, self.within, strict=True)
+        references = zip(found, self.means, self.turns, self.tables, self.within, strict=True)
         distances = [
             energy_distance(
-                processes.together((summary - mean) / scale, own), table[rows].float(), within
+                processes.together((summary - mean) @ turn, own), table[rows].float(), within
             )
-            for summary, mean, scale, table, within in references
+            for summary, mean, turn, table, within in references
         ]
         return torch.stack(distances).sum() / processes.count()
 
@@ -111,6 +113,27 @@ class Energy:
             for part in (each.mean((2, 3)), each.square().mean((2, 3)).clamp_min(1e-6).sqrt())
         ]
         return [torch.cat(textures, 1), whole]
+
+
+def half_whitening(table: torch.Tensor) -> torch.Tensor:
+    """A symmetric matrix that turns rows, less their mean, into ones of total variance 1.
+
+    Numbers are brought to one spread, and what varies by λ together then to √λ: halfway from all as
+    it is, where a distance tells of a few wide directions alone, to all directions alike, where
+    most of it is of those that hardly matter.
+
+    Args:
+        table: float `(n, d)`, n ≥ 2.
+
+    Returns:
+        float32 `(d, d)`, on the table's device.
+    """
+    rows = table.double()
+    spread = rows.std(0).clamp_min(1e-3)
+    values, vectors = torch.linalg.eigh(((rows - rows.mean(0)) / spread).T.cov())
+    values = values.clamp_min(FLATTEST * float(values[-1]) or 1.0)
+    halved: torch.Tensor = (vectors * values**-0.25) @ vectors.T / values.sqrt().sum().sqrt()
+    return (halved / spread[:, None]).float()
 
 
 def energy_distance(

@@ -19,7 +19,7 @@ import torch
 from glann import images as pixels
 from glann import processes
 from glann.codes import as_codes
-from glann.contrastive import Features
+from glann.contrastive import Features, images_at_once
 from glann.devices import Replayed, Rows, autocast, pick_device, pick_precision
 from glann.energy import Energy
 from glann.errors import GlannError
@@ -34,6 +34,7 @@ from glann.optimisers import (
     optimiser_state,
     set_learning_rate,
 )
+from glann.randomness import generator as random_generator
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
 from glann.training import Batches, Training
@@ -58,6 +59,11 @@ class FineTuning:
         "weight of the energy distance between samples and images, by what images teach without "
         "labels; 0: samples are not looked at",
         minimum=0,
+    )
+    sample_batch_size: int = setting(
+        192,
+        "samples in a step beside the images, at the most: of large images there are fewer",
+        minimum=2,
     )
 
     def fit(
@@ -112,7 +118,7 @@ class FineTuning:
         settings = {**as_dict(self), "loss": loss}
         settings |= {key: getattr(like, key) for key in ("optimiser", "precision")}
         if not energetic:
-            del settings["energy"]
+            del settings["energy"], settings["sample_batch_size"]
         # Codes tell the sampler that samples are of.
         data = fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))
         identity = {"settings": settings, "seed": seed, "data": " ".join(data)}
@@ -137,7 +143,7 @@ class FineTuning:
             own_images = Rows(images[share.items], on_device)
             own_codes = Rows(codes[share.items], on_device)
             own_drawn = Rows(drawn[share.items], on_device)
-            energy = None
+            energy, made_a_step = None, min(self.sample_batch_size, images_at_once(*size))
             if energetic and not training.done:
                 assert features is not None
                 energy = Energy(features, images, on_device, precision, seed)
@@ -167,11 +173,15 @@ class FineTuning:
             for step, rows in training.steps(seed):
                 lr = learning_rate(self.schedule, self.lr, step, batches.steps)
                 places = share.places(share.of(rows))
-                # Samples are none of these images', so any rows of theirs will do.
-                of_samples = places if energy else places[:0]
-                sent = own_images.sent(places), own_codes.sent(places), own_drawn.sent(of_samples)
-                references = energy.rows(seed, step) if energy else places[:0]
-                loss = learned(*sent, share.among(rows), references, len(rows), lr)
+                of_samples = references = rows[:0]
+                if energy:
+                    references = energy.rows(seed, step)
+                    random = random_generator(seed, "samples", step)
+                    of_samples = torch.randint(len(drawn), (made_a_step,), generator=random)
+                sent = own_images.sent(places), own_codes.sent(places)
+                sent_samples = own_drawn.sent(share.places(share.of(of_samples)))
+                own = share.among(of_samples)
+                loss = learned(*sent, sent_samples, own, references, len(rows), lr)
 
                 training.record(loss, lr=lr)
                 if training.picture_due:

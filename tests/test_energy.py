@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import energy_distance as of_scipy
 
 from glann.contrastive import learn_features
-from glann.energy import Energy, energy_distance
+from glann.energy import Energy, energy_distance, half_whitening
 from glann.images import to_float
 
 CPU = torch.device("cpu")
@@ -51,6 +51,31 @@ def test_its_gradient_moves_a_distribution_to_where_another_is_and_spreads_it_al
         adam.step()
     torch.testing.assert_close(mean.detach(), wanted[0], atol=0.1, rtol=0)
     torch.testing.assert_close(scale.detach().abs(), wanted[1], atol=0.1, rtol=0)
+
+
+def test_half_whitened_rows_vary_by_the_roots_of_what_they_varied_by_before():
+    directions = torch.linalg.qr(points(0, 5, 5))[0]
+    rows = points(1, 20_000, 5) * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.25]) @ directions
+    rows /= rows.std(0)  # its numbers have one spread already
+    turned = rows @ half_whitening(rows)
+    variances = torch.linalg.eigvalsh(rows.T.cov())
+    wanted = variances.sqrt() / variances.sqrt().sum()
+    torch.testing.assert_close(torch.linalg.eigvalsh(turned.T.cov()), wanted)
+
+
+@given(st.integers(0, 1000))
+def test_units_of_numbers_do_not_count(seed):
+    rows = points(seed, 60, 4) @ points(seed + 1, 4, 4)
+    units = 10 * torch.rand(4, generator=torch.Generator().manual_seed(seed)) + 0.1
+    found = rows @ half_whitening(rows)
+    torch.testing.assert_close(
+        rows * units @ half_whitening(rows * units), found, rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("rows", [torch.ones(7, 3), points(0, 3, 9), points(0, 2, 5)])
+def test_few_rows_or_such_as_are_all_the_same_are_turned_too(rows):
+    assert half_whitening(rows).isfinite().all()
 
 
 @pytest.fixture(scope="module")

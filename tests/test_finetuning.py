@@ -129,6 +129,27 @@ def test_with_samples_their_features_are_spread_more_like_those_of_images(digits
     assert errors[1] < 2 * errors[0]
 
 
+@pytest.mark.parametrize(("wanted", "pixels", "made"), [(7, 2**20, 7), (40, 1, 32)])
+def test_samples_of_a_step_are_as_many_as_wanted_but_of_large_images_fewer(
+    digits, stages, monkeypatch, wanted, pixels, made
+):
+    glo, imle = stages
+    codes, samples = imle.reached(glo.codes_), imle.fresh(len(digits), 1)
+    features = learn_features(digits, epochs=2, seed=0, device=torch.device("cpu"))[0]
+    monkeypatch.setattr("glann.contrastive.PIXELS", pixels)
+    compared, given = [], {"samples": samples, "features": features, "like": glo}
+    own = Energy.__call__
+
+    def counted(energy, made, *more):
+        compared.append(len(made))
+        return own(energy, made, *more)
+
+    monkeypatch.setattr(Energy, "__call__", counted)
+    short = {**TINY, "epochs": 1}
+    FineTuning(**short, sample_batch_size=wanted).fit(digits, codes, glo.generator_, **given)
+    assert compared == [made] * -(-len(digits) // TINY["batch_size"])
+
+
 def test_without_samples_or_weight_there_is_no_energy(digits, stages, tmp_path):
     glo, imle = stages
     codes, samples = imle.reached(glo.codes_), imle.fresh(len(digits), 1)
