@@ -122,6 +122,9 @@ class FineTuning:
         # Codes tell the sampler that samples are of.
         data = fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))
         identity = {"settings": settings, "seed": seed, "data": " ".join(data)}
+        batches = Batches(len(images), self.batch_size, self.epochs)
+        training = Training("finetune", batches, folder, identity, progress)
+        training.refuse_another()  # not after minutes of learning features
         precision = pick_precision(like.precision, on_device)
         if (loss == "contrastive" or energetic) and features is None:
             features, *_ = like.learn_features(images, seed, on_device, folder, progress)
@@ -129,8 +132,7 @@ class FineTuning:
         loss_of = make_loss(loss, size, on_device, like.vgg_weights, features, precision)
         generator = copy.deepcopy(generator)
 
-        batches = Batches(len(images), self.batch_size, self.epochs)
-        with Training("finetune", batches, folder, identity, progress) as training:
+        with training:
             saved = training.resume()
             if saved:
                 generator.load_state_dict(saved["generator"])

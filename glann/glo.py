@@ -127,11 +127,13 @@ class GLO:
                 "glo.codes_on = 'disk' needs a folder; give one, or keep them in memory"
             )
         precision = pick_precision(self.precision, on_device)
+        settings = {key: value for key, value in as_dict(self).items() if key not in PLACES}
+        identity = {"settings": settings, "seed": seed, "data": fingerprint(images)}
+        training = Training("glo", batches, folder, identity, progress)
+        training.refuse_another()  # not after minutes of learning features
         self.features_, *took = None, 0.0, 0.0
         if self.loss == "contrastive":
             self.features_, *took = self.learn_features(images, seed, on_device, folder, progress)
-        settings = {key: value for key, value in as_dict(self).items() if key not in PLACES}
-        identity = {"settings": settings, "seed": seed, "data": fingerprint(images)}
 
         with seeded(seed, "generator"):
             generator = Generator(
@@ -143,7 +145,7 @@ class GLO:
                 blocks=self.blocks,
                 on_sphere=self.space == "sphere",
             )
-        with Training("glo", batches, folder, identity, progress) as training:
+        with training:
             saved = training.resume()
             if not saved:
                 training.seconds, training.cpu_seconds = took

@@ -188,18 +188,14 @@ class Training:
 
     # ------------------------------------------------------------------ resume and save
 
-    def resume(self) -> Parts | None:
-        """The parts of the last checkpoint, or None if there is none.
+    def refuse_another(self) -> None:
+        """GlannError if the folder's checkpoint is of other settings, another seed or other data.
 
-        Refused with a GlannError if the checkpoint is of other settings, another seed or other
-        data.
+        `resume` asks for it; to be called before that where there is other work to do first.
         """
-        if self.folder is None:
-            return None
-        if not storage.is_saved(self.folder):
-            self._trim_log()
-            return None
-        manifest, parts = storage.load(self.folder, self.name)
+        if self.folder is None or not storage.is_saved(self.folder):
+            return
+        manifest = storage.read_manifest(self.folder, self.name)
         for what, wanted in self.identity.items():
             found = manifest["identity"].get(what)
             if found != wanted:
@@ -208,6 +204,16 @@ class Training:
                     f"({_difference(found, wanted)}); use the same again, another run folder, or "
                     "--restart to begin anew"
                 )
+
+    def resume(self) -> Parts | None:
+        """The parts of the last checkpoint, or None if there is none; see `refuse_another`."""
+        if self.folder is None:
+            return None
+        if not storage.is_saved(self.folder):
+            self._trim_log()
+            return None
+        self.refuse_another()
+        manifest, parts = storage.load(self.folder, self.name)
         self.step, self.done = manifest["step"], manifest["done"]
         self._saved_step = self.step
         self.seconds, self.cpu_seconds = manifest["seconds"], manifest.get("cpu_seconds", 0.0)

@@ -206,6 +206,14 @@ def test_another_training_in_the_folder_is_refused(digits, tmp_path):
 # ---------------------------------------------------------------------- in stage one
 
 
+def test_where_stage_one_is_of_another_training_no_features_are_learned(digits, tmp_path):
+    settings = {"code_dim": 8, "epochs": 1, "batch_size": 32, "width": 8, "hidden": 32}
+    GLO(**settings, loss="laplacian").fit(digits, folder=tmp_path)
+    with pytest.raises(GlannError, match="another settings"):
+        GLO(**settings, loss="contrastive").fit(digits, folder=tmp_path)
+    assert not (tmp_path / "features").exists()
+
+
 def test_stage_one_learns_features_first_and_keeps_them(digits, tmp_path):
     settings = {"code_dim": 8, "epochs": 2, "batch_size": 32, "width": 8, "hidden": 32}
     glo = GLO(**settings).fit(digits, seed=2, folder=tmp_path)

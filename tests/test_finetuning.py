@@ -168,6 +168,7 @@ def test_without_samples_or_weight_there_is_no_energy(digits, stages, tmp_path):
         FineTuning(**short, energy=3.0).fit(
             digits, codes, glo.generator_, like=glo, samples=samples, folder=tmp_path / "same"
         )
+    assert not (tmp_path / "same" / "features").exists()  # refused before minutes of learning them
 
 
 def test_fresh_samples_are_no_samples(stages):
