@@ -16,7 +16,7 @@ FLOORS = [
     ("devices",),
     ("formats", "networks", "losses", "optimisers"),
     ("data", "training", "nearest"),
-    ("metric", "contrastive"),
+    ("metric", "matching", "contrastive"),
     ("glo", "imle", "density", "energy", "evaluation"),
     ("finetuning", "pipeline"),
     ("baselines",),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TINY_IMLE, Killed
 
-from glann import IMLE, GlannError, imle
+from glann import IMLE, GlannError, matching
 from glann.metric import image_metric
 from glann.nearest import nearest
 from glann.randomness import noise
@@ -115,14 +115,14 @@ def test_both_searches_learn_the_same(codes):
 def test_each_code_is_matched_to_the_nearest_candidate_of_its_cell(codes, monkeypatch, cells):
     """The noise that a step learns from is the one whose candidate was nearest to its code."""
     matchings = []
-    search = imle.nearest_in_groups
+    search = matching.nearest_in_groups
 
     def spy(*given):
         found = search(*given)
         matchings.append((*given, *found))
         return found
 
-    monkeypatch.setattr(imle, "nearest_in_groups", spy)
+    monkeypatch.setattr(matching, "nearest_in_groups", spy)
     IMLE(**{**TINY_IMLE, "epochs": 1}, pool=3.0, cells=cells).fit(codes)
     ((queries, candidates, theirs, own, _, _, distances),) = matchings
     assert len(queries) == 150
@@ -170,7 +170,7 @@ def test_candidates_are_drawn_anew_for_each_matching(codes, monkeypatch, cells):
 def test_refused_candidates_are_not_chosen_unless_all_are(codes, monkeypatch, cells):
     """The oracle: of the candidates that are far enough from the cell's codes, the nearest."""
     searched, matched = [], []
-    search, match = imle.nearest, imle.nearest_in_groups
+    search, match = matching.nearest, matching.nearest_in_groups
 
     def spy_search(queries, points):
         searched.append((queries, points))
@@ -180,8 +180,8 @@ def test_refused_candidates_are_not_chosen_unless_all_are(codes, monkeypatch, ce
         matched.append((given, searched[-cells:]))
         return match(*given)
 
-    monkeypatch.setattr(imle, "nearest", spy_search)
-    monkeypatch.setattr(imle, "nearest_in_groups", spy_match)
+    monkeypatch.setattr(matching, "nearest", spy_search)
+    monkeypatch.setattr(matching, "nearest_in_groups", spy_match)
     IMLE(**{**TINY_IMLE, "epochs": 1}, pool=3.0, cells=cells, refuse=0.8).fit(codes)
     distances = torch.cdist(codes, codes).fill_diagonal_(torch.inf).amin(1)
     radius = 0.8 * float(distances.median())
@@ -210,7 +210,7 @@ def test_codes_that_are_all_there_twice_refuse_nothing(codes):
 
 def test_groups_of_cells_make_no_difference(codes, monkeypatch):
     whole = matched(IMLE(**TINY_IMLE, cells=5), codes, monkeypatch)
-    monkeypatch.setattr(imle, "GROUP", 100)
+    monkeypatch.setattr(matching, "GROUP", 100)
     parts = matched(IMLE(**TINY_IMLE, cells=5), codes, monkeypatch)
     assert torch.equal(whole[0], parts[0])
 
@@ -250,10 +250,10 @@ def test_a_further_level_chooses_among_candidates_of_its_own(codes):
     counts = cells.bincount(minlength=len(mapper.centres))
     chosen, _ = IMLE(**TINY_IMLE, refine=0).match(mapper, codes, cells, counts, 5, 3)
     first, second = chosen.split(mapper.noise_dims, 1)
-    each = imle.CHANGES * mapper.noise_dims[1]
+    each = matching.CHANGES * mapper.noise_dims[1]
     rounds = [
         noise(5, f"change 3 of level 1 {turn}", 0, len(codes), each).view(len(codes), -1, 4)
-        for turn in range(imle.FRESH)
+        for turn in range(matching.FRESH)
     ]
     drawn = torch.cat(rounds, 1)
     with torch.no_grad():
@@ -273,7 +273,7 @@ def test_parts_that_are_refined_together_make_no_difference(codes, monkeypatch):
     counts = cells.bincount(minlength=len(mapper.centres))
     found = []
     for together in (1024, 7):
-        monkeypatch.setitem(imle.REFINED, "cpu", together)
+        monkeypatch.setitem(matching.REFINED, "cpu", together)
         found.append(IMLE(**TINY_IMLE).match(mapper, codes, cells, counts, 0, 0)[0])
     torch.testing.assert_close(*found)
 
@@ -282,13 +282,13 @@ def test_codes_are_matched_by_their_images(trained, monkeypatch):
     """In coordinates in which distances are those of images, to first order."""
     codes, generator = trained.codes, trained.generator
     queries = []
-    search = imle.nearest_in_groups
+    search = matching.nearest_in_groups
 
     def spy(query, *more):
         queries.append(query)
         return search(query, *more)
 
-    monkeypatch.setattr(imle, "nearest_in_groups", spy)
+    monkeypatch.setattr(matching, "nearest_in_groups", spy)
     small = {**TINY_IMLE, "epochs": 1, "cells": 1}
     by_images = IMLE(**small).fit(codes, generator=generator)
     by_codes = IMLE(**small, metric="codes").fit(codes, generator=generator)

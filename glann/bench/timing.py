@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from glann import imle
+from glann import matching
 from glann.training import Training
 
 
@@ -90,7 +90,7 @@ def time_matching(fit: Callable[[], object], device: torch.device) -> Round:
 
     Until that begins the step has only drawn candidates; afterwards there are only steps.
     """
-    original = imle.nearest_in_groups  # type: ignore[attr-defined]
+    original = matching.nearest_in_groups  # type: ignore[attr-defined]
     times: list[float] = []
 
     def nearest_in_groups(*given: Any) -> Any:
@@ -99,7 +99,7 @@ def time_matching(fit: Callable[[], object], device: torch.device) -> Round:
         times.append(now(device))
         return found
 
-    with _replaced(imle, "nearest_in_groups", nearest_in_groups):
+    with _replaced(matching, "nearest_in_groups", nearest_in_groups):
         items, start, end = time_steps(fit, 0, None, device)
     called, returned = times
     parts = {"drawing": called - start, "matching": returned - called, "steps": end - returned}
