@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import inspect
 import json
 import os
 import shutil
@@ -244,6 +245,18 @@ def test_help_teaches_every_command():
         assert name in output
         assert len(succeeds(name, "--help")) > 200
     assert set(cli.COMMANDS) == set(cli.main.commands)
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.COMMANDS)])
+def test_examples_in_help_stand_in_lines_of_their_own(command):
+    output = succeeds(*command, "--help")
+    written = inspect.cleandoc(cli.main.commands[command[0]].help if command else cli.main.help)
+    kept = [line for line in written.splitlines() if line.startswith("  glann ")]
+    lines = [line.strip() for line in output.splitlines()]
+    assert kept or command not in ([], ["evaluate"], ["compare"], ["study"], ["bench"])
+    for line in kept:
+        assert line.strip() in lines
+    assert "\\b" not in output
 
 
 # ---------------------------------------------------------------------- resume

@@ -1,0 +1,44 @@
+"""Commands that look: what a folder holds, and which recipes ship."""
+
+import click
+
+from glann.cli.group import main
+
+
+@main.command()
+@click.argument("folder_or_name", metavar="FOLDER")
+def inspect(folder_or_name: str) -> None:
+    """What a run, a saved pipeline or a mapper is, and how far it has come.
+
+    FOLDER is a run's (runs/digits), a pipeline's, one of train-imle --codes, or the name of a
+    pipeline that ships with glann (digits).
+    """
+    from glann.inspection import describe
+
+    for name, value in describe(folder_or_name):
+        click.echo(f"{name:14} {value}")
+
+
+@main.command()
+@click.option("--settings", is_flag=True, help="List every setting of a recipe instead.")
+def recipes(settings: bool) -> None:
+    """List the shipped recipes: what they are of and what to expect."""
+    if settings:
+        from glann.recipes import describe_settings
+
+        for name, default, help_text in describe_settings():
+            click.echo(f"{name:22} {default:14} {help_text}")
+        return
+    from glann.places import shipped_pipelines, shipped_recipes
+
+    trained = shipped_pipelines()
+    for name, path in shipped_recipes().items():
+        click.secho(name, bold=True, nl=False)
+        click.echo(
+            "  (a trained pipeline ships: glann sample " + name + ")" if name in trained else ""
+        )
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            click.echo("  " + line.removeprefix("#").strip())
+        click.echo("")
