@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from glann import processes, storage
 from glann.devices import Replayed, Rows, autocast
-from glann.images import to_float
+from glann.images import moved, to_float
 from glann.networks import Encoder
 from glann.optimisers import (
     adam,
@@ -94,26 +94,18 @@ def view(images: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
     Returns:
         float `(n, c, h, w)`.
     """
-    n, channels, height, width = images.shape
-    down, across, top, left, gains = chance.split([1, 1, 1, 1, channels], dim=1)
+    channels, height, width = images.shape[1:]
+    ways, top, left, gains = chance.split([2, 1, 1, channels], dim=1)
     at_row = torch.arange(height, device=images.device)
     at_column = torch.arange(width, device=images.device)
-
-    def moved(at: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-        most = len(at) // 9
-        return (at + (by * (2 * most + 1)).long() - most).clamp(0, len(at) - 1)
-
     side = max(1, round(min(height, width) * 2 / 7))
 
     def within(at: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         start = (start * (len(at) - side + 1)).long()
         return (at >= start) & (at < start + side)
 
-    every = torch.arange(n, device=images.device)[:, None, None]
-    rows, columns = moved(at_row, down), moved(at_column, across)
-    seen = images[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     blotted = within(at_row, top)[:, :, None] & within(at_column, left)[:, None, :]
-    lit: torch.Tensor = seen * (0.6 + 0.8 * gains)[:, :, None, None]
+    lit: torch.Tensor = moved(images, ways) * (0.6 + 0.8 * gains)[:, :, None, None]
     return lit.masked_fill(blotted[:, None], 0)
 
 

@@ -13,7 +13,7 @@ import torch
 from glann import processes
 from glann.contrastive import Features
 from glann.devices import autocast
-from glann.images import to_float
+from glann.images import moved, to_float
 from glann.randomness import generator as random_generator
 from glann.randomness import permutation
 
@@ -55,9 +55,11 @@ class Energy:
         self.features = features.to(device)
         self.device, self.precision = device, precision
         rows = permutation(seed, "references", 0, len(images))[:REFERENCES]
+        ways = torch.rand(len(rows), 2, generator=random_generator(seed, "references moved"))
         with torch.no_grad():
             found = [
-                self._summaries(to_float(images[part].to(device))) for part in rows.split(PARTS)
+                self._summaries(moved(to_float(images[part].to(device)), way.to(device)))
+                for part, way in zip(rows.split(PARTS), ways.split(PARTS), strict=True)
             ]
         tables = [torch.cat(parts) for parts in zip(*found, strict=True)]
         self.means = [table.mean(0) for table in tables]
@@ -76,7 +78,11 @@ class Energy:
         return torch.randint(len(self.tables[0]), (COMPARED,), generator=random)
 
     def __call__(
-        self, samples: torch.Tensor, rows: torch.Tensor, own: torch.Tensor | None = None
+        self,
+        samples: torch.Tensor,
+        ways: torch.Tensor,
+        rows: torch.Tensor,
+        own: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Of float samples `(n, c, h, w)` in [0, 1] from the references `rows`: a scalar.
 
@@ -85,10 +91,11 @@ class Energy:
 
         Args:
             samples: at least 2, of all processes.
+            ways: how these are moved, float `(n, 2)`, as of `images.moved`.
             rows: int64 `(m,)`, on the device.
             own: which of the samples of all processes are this one's, bool; None: all.
         """
-        found = self._summaries(samples)
+        found = self._summaries(moved(samples, ways))
         references = zip(found, self.means, self.turns, self.tables, self.within, strict=True)
         distances = [
             energy_distance(

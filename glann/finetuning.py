@@ -128,7 +128,7 @@ class FineTuning:
         precision = pick_precision(like.precision, on_device)
         if (loss == "contrastive" or energetic) and features is None:
             features, *_ = like.learn_features(images, seed, on_device, folder, progress)
-        size = generator.image_shape[1:]
+        size, moves = generator.image_shape[1:], loss == "contrastive"
         loss_of = make_loss(loss, size, on_device, like.vgg_weights, features, precision)
         generator = copy.deepcopy(generator)
 
@@ -155,6 +155,7 @@ class FineTuning:
                 z: torch.Tensor,
                 s: torch.Tensor,
                 own: torch.Tensor,
+                ways: torch.Tensor,
                 references: torch.Tensor,
                 size: float,
                 lr: float,
@@ -163,9 +164,14 @@ class FineTuning:
                 batch = pixels.to_float(own_images.found(sent))
                 with autocast(precision, on_device):
                     made = model(torch.cat([own_codes.found(z), own_drawn.found(s)])).float()
-                error = loss_of(made[: len(batch)], batch).sum() / size
+                n = len(batch)
+                pair = made[:n], batch
+                if moves:  # as in stage one
+                    pair = pixels.moved(made[:n], ways[:n]), pixels.moved(batch, ways[:n])
+                error = loss_of(*pair).sum() / size
                 if energy is not None:
-                    error = error + self.energy * energy(made[len(batch) :], references, own)
+                    distance = energy(made[n:], ways[n:], references, own)
+                    error = error + self.energy * distance
                 optimiser.zero_grad()
                 error.backward()
                 optimiser.step()
@@ -180,10 +186,13 @@ class FineTuning:
                     references = energy.rows(seed, step)
                     random = random_generator(seed, "samples", step)
                     of_samples = torch.randint(len(drawn), (made_a_step,), generator=random)
+                ways = torch.rand(
+                    len(rows) + len(of_samples), 2, generator=random_generator(seed, "ways", step)
+                )[share.among(torch.cat([rows, of_samples]))]
                 sent = own_images.sent(places), own_codes.sent(places)
                 sent_samples = own_drawn.sent(share.places(share.of(of_samples)))
                 own = share.among(of_samples)
-                loss = learned(*sent, sent_samples, own, references, len(rows), lr)
+                loss = learned(*sent, sent_samples, own, ways, references, len(rows), lr)
 
                 training.record(loss, lr=lr)
                 if training.picture_due:

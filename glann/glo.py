@@ -204,6 +204,7 @@ class GLO:
         def learn(
             sent: torch.Tensor,
             places: torch.Tensor,
+            ways: torch.Tensor,
             size: float,
             lr: float,
             code_lr: float,
@@ -212,9 +213,11 @@ class GLO:
             set_learning_rate(optimiser, lr)
             z = codes[places].to(device).requires_grad_()
             with autocast(precision, device):
-                made = model(z)
+                made = model(z).float()
             batch = pixels.to_float(own_images.found(sent))
-            loss: torch.Tensor = loss_of(made.float(), batch).sum() / size
+            if self.features_ is not None:  # which see more of some pixels than of others
+                made, batch = (pixels.moved(each, ways) for each in (made, batch))
+            loss: torch.Tensor = loss_of(made, batch).sum() / size
             optimiser.zero_grad()
             loss.backward()
 
@@ -234,7 +237,9 @@ class GLO:
             unbiased = code_adam.unbiased(visits=step // training.batches.per_epoch + 1)
             places = share.places(share.of(rows))
             sent = own_images.sent(places)
-            loss = learned(sent, places, len(rows), lr, code_lr, *unbiased)
+            ways = torch.rand(len(rows), 2, generator=random_generator(seed, "ways", step))
+            ways = ways[share.among(rows)]
+            loss = learned(sent, places, ways, len(rows), lr, code_lr, *unbiased)
 
             training.record(loss, lr=lr)
             if training.picture_due:

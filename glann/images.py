@@ -102,6 +102,29 @@ def crop(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return images[..., top : top + size[0], left : left + size[1]]
 
 
+def moved(images: torch.Tensor, ways: torch.Tensor) -> torch.Tensor:
+    """Each image moved by up to a ninth of a side; what comes in repeats the edge.
+
+    Args:
+        images: float `(n, c, h, w)`.
+        ways: how far down and across, float `(n, 2)`: uniform in [0, 1), from all the way up and
+            left to all the way down and right.
+
+    Returns:
+        float `(n, c, h, w)`; gradients flow to the pixels that are seen.
+    """
+
+    def seen_at(side: int, way: torch.Tensor) -> torch.Tensor:
+        most = side // 9
+        at = torch.arange(side, device=images.device)
+        return (at - most + (way[:, None] * (2 * most + 1)).long()).clamp(0, side - 1)
+
+    height, width = images.shape[-2:]
+    rows, columns = seen_at(height, ways[:, 0]), seen_at(width, ways[:, 1])
+    every = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
 def grid(images: torch.Tensor, columns: int | None = None, gap: int = 2) -> torch.Tensor:
     """Lay uint8 images `(n, c, h, w)` out row by row: one uint8 image `(c, H, W)`.
 

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from glann import GLANN, GLO, IMLE, FineTuning, formats, processes, training
+from glann.networks import Generator
+from glann.randomness import seeded
 
 
 class Stopped(Exception):
@@ -86,12 +88,14 @@ def main(folder: Path) -> None:
         codes, seed=3, folder=folder / "imle"
     )
     few = GLO(**{**TINY_GLO, "batch_size": 3, "epochs": 2, "loss": "contrastive"}).fit(
-        images[:9]
+        given["large"][:9]
     )  # a process may get 0
+    with seeded(0, "untrained"):
+        untrained = Generator(8, (1, 18, 18), width=8, hidden=32)
     tuned = FineTuning(**TINY_TUNING).fit(
-        images,
+        given["large"],
         codes,
-        glo.generator_,
+        untrained,
         samples=codes.flip(0),
         like=GLO(**TINY_GLO),
         seed=3,

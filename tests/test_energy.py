@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import energy_distance as of_scipy
@@ -85,12 +86,21 @@ def features(digits):
 
 def test_images_are_at_no_distance_from_themselves_and_others_are_far(digits, features):
     energy = Energy(features, digits, CPU, torch.float32)
-    rows = torch.arange(len(digits))
+    rows, ways = torch.arange(len(digits)), torch.full((len(digits), 2), 0.5)
     images = to_float(digits)
-    own = float(energy(images, rows))  # each is its own reference, once
-    dark, one = energy(0.8 * images, rows), energy(images[:1].expand(50, -1, -1, -1), rows)
-    blurred = energy(torch.nn.functional.avg_pool2d(images, 3, 1, 1), rows)
+    own = float(energy(images, ways, rows))  # each is its own reference, once
+    dark, one = (energy(made, ways, rows) for made in (0.8 * images, images[:1].expand_as(images)))
+    blurred = energy(F.avg_pool2d(images, 3, 1, 1), ways, rows)
     assert abs(own) < 0.05 < min(map(float, (dark, blurred, one)))
+
+
+def test_references_are_moved_as_samples_are(digits):
+    images = F.interpolate(digits, 27)
+    features = learn_features(images, epochs=2, seed=0, device=CPU)[0]
+    energy, rows = Energy(features, images, CPU, torch.float32), torch.arange(len(images))
+    still, ways = torch.full((len(images), 2), 0.5), torch.rand(len(images), 2)
+    as_they, not_at_all = (energy(to_float(images), each, rows) for each in (ways, still))
+    assert abs(float(as_they)) < 0.03 < float(not_at_all)
 
 
 def test_all_of_many_references_are_drawn(digits, features):

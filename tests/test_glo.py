@@ -8,6 +8,7 @@ import torch
 from conftest import TINY_GLO, Killed
 
 from glann import GLO, GlannError, glo
+from glann import images as pixels
 from glann.images import to_float, to_uint8
 from glann.networks import to_sphere
 
@@ -33,6 +34,43 @@ def test_learns_with_each_loss_and_of_all_blocks(digits, settings):
     few = GLO(**{**TINY_GLO, **settings}).fit(digits)
     many = GLO(**{**TINY_GLO, **settings, "epochs": 60}).fit(digits)
     assert reconstruction_error(many, digits) < 0.8 * reconstruction_error(few, digits)
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "scattering"])
+def test_by_features_images_and_reconstructions_are_compared_wherever_both_are_moved_to(
+    digits, monkeypatch, loss
+):
+    images, seen, ways = torch.nn.functional.interpolate(digits, 27), [], []
+    moved, make_loss = pixels.moved, glo.make_loss
+
+    def noting_ways(batch, by):
+        ways.append(by)
+        return moved(batch, by)
+
+    def noting_images(*given):
+        compared = make_loss(*given)
+
+        def loss_of(made, wanted):
+            seen.extend(image.numpy().tobytes() for image in wanted)
+            return compared(made, wanted)
+
+        return loss_of
+
+    monkeypatch.setattr(glo, "make_loss", noting_images)
+    GLO(**{**TINY_GLO, "loss": "scattering", "epochs": 1}).fit(images)
+    still = {*seen}
+    assert len(still) == len(images)
+    seen.clear()
+    monkeypatch.setattr(pixels, "moved", noting_ways)
+    GLO(**{**TINY_GLO, "loss": loss, "epochs": 2}).fit(images)
+    if loss == "scattering":  # which sees as much of all pixels
+        assert not ways
+        assert {*seen} == still
+    else:
+        assert 0 < sum(image in still for image in seen) < len(seen) / 4
+        assert all(
+            torch.equal(made, wanted) for made, wanted in zip(ways[::2], ways[1::2], strict=True)
+        )
 
 
 def test_half_precision_learns_as_well(digits):

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -19,6 +20,7 @@ from glann.images import (
     crop,
     grid,
     interleave,
+    moved,
     pad,
     read_image,
     resize_and_crop,
@@ -311,6 +313,34 @@ def test_crop_undoes_pad(shape, extra, channels):
     for found, side in ((rows, 0), (columns, 1)):
         before, after = found.min(), size[side] - 1 - found.max()
         assert abs(before - after) <= 1  # evenly
+
+
+@given(
+    shape=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    channels=st.sampled_from([1, 3]),
+    ways=st.lists(st.tuples(*[st.floats(0, 0.999)] * 2), min_size=1, max_size=3),
+)
+def test_moved_images_are_seen_through_a_window_that_repeats_the_edge(shape, channels, ways):
+    images = torch.rand(len(ways), channels, *shape)
+    most = [side // 9 for side in shape]
+    padded = F.pad(images, (most[1], most[1], most[0], most[0]), mode="replicate")
+    seen = moved(images, torch.tensor(ways, dtype=torch.float64))
+    for image, whole, way in zip(seen, padded, ways, strict=True):
+        top, left = (int(w * (2 * m + 1)) for w, m in zip(way, most, strict=True))
+        assert torch.equal(image, whole[:, top : top + shape[0], left : left + shape[1]])
+
+
+def test_gradients_go_to_the_pixels_that_are_seen():
+    images = torch.rand(1, 1, 9, 9, requires_grad=True)
+    moved(images, torch.tensor([[0.0, 0.5]])).sum().backward()
+    wanted = torch.ones(9, 9)
+    wanted[0], wanted[8] = 2, 0  # the first row is repeated, the last one is out of sight
+    assert images.grad is not None
+    assert torch.equal(images.grad[0, 0], wanted)
+
+
+def test_no_images_are_moved_to_none():
+    assert moved(torch.rand(0, 3, 18, 20), torch.rand(0, 2)).shape == (0, 3, 18, 20)
 
 
 def test_resizing_covers_and_crops_the_middle():

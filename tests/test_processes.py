@@ -15,6 +15,8 @@ from torch import nn
 
 from glann import GLANN, GLO, IMLE, FineTuning, processes
 from glann.formats import fit
+from glann.networks import Generator
+from glann.randomness import seeded
 
 TESTS = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -35,7 +37,8 @@ def given(digits):
     codes = nn.functional.normalize(torch.randn(150, 8, generator=random), dim=1)
     batch = torch.randn(9, 4, generator=random) * 3 + 1
     weights = {f"bn.{key}": value for key, value in network.state_dict().items()}
-    return {"images": digits, "codes": codes, "batch": batch, **weights}
+    large = nn.functional.interpolate(digits, 18)  # digits are too small to be moved
+    return {"images": digits, "large": large, "codes": codes, "batch": batch, **weights}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,12 @@ def both(folder):
     return [load_file(folder / f"{rank}.safetensors") for rank in (0, 1)]
 
 
+def untrained() -> Generator:
+    """As processes_worker.py's."""
+    with seeded(0, "untrained"):
+        return Generator(8, (1, 18, 18), width=8, hidden=32)
+
+
 @pytest.fixture(scope="module")
 def alone(given, tmp_path_factory):
     """The same trainings in this one process."""
@@ -77,9 +86,9 @@ def alone(given, tmp_path_factory):
         given["codes"], seed=SEED, folder=folder / "imle"
     )
     FineTuning(**TINY_TUNING).fit(
-        given["images"],
+        given["large"],
         given["codes"],
-        glo.generator_,
+        untrained(),
         samples=given["codes"].flip(0),
         like=GLO(**TINY_GLO),
         seed=SEED,
@@ -120,7 +129,7 @@ def test_every_process_ends_with_the_same(both):
 
 def test_a_process_without_items_in_a_batch_goes_on(given, both):
     few = GLO(**{**TINY_GLO, "batch_size": 3, "epochs": 2, "loss": "contrastive"}).fit(
-        given["images"][:9]
+        given["large"][:9]
     )
     assert torch.allclose(both[0]["few"], few.codes_, atol=1e-2)
 
