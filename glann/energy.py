@@ -36,6 +36,9 @@ PARTS = 1000
 class Energy:
     """The energy distance of samples from training images: Σ over summaries of their features.
 
+    Both are moved at random before features look at them (`images.moved`), which have strides, and
+    see more of some pixels than of others.
+
     Args:
         features: what sees the images; it stays as it is.
         images: training images, uint8 `(n, c, h, w)` on the CPU.

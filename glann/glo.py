@@ -215,7 +215,9 @@ class GLO:
             with autocast(precision, device):
                 made = model(z).float()
             batch = pixels.to_float(own_images.found(sent))
-            if self.features_ is not None:  # which see more of some pixels than of others
+            if self.features_ is not None:
+                # Their strides see more of some pixels than of others.  Here they see each image
+                # from elsewhere every time, as E-LPIPS does (arXiv 1906.03973).
                 made, batch = (pixels.moved(each, ways) for each in (made, batch))
             loss: torch.Tensor = loss_of(made, batch).sum() / size
             optimiser.zero_grad()
