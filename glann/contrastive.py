@@ -35,9 +35,6 @@ BATCH = 256
 PIXELS = 2**20
 """Pixels of a step's images, so that of large ones there are fewer; but 32 there may be."""
 
-IMAGES_SEEN = 300_000
-"""Length of the training, unless stage one is so short that half of it is less."""
-
 TEMPERATURE = 0.2
 """Of the softmax over cosines."""
 
@@ -144,7 +141,7 @@ def learn_features(
 
     Args:
         images: uint8 `(n, channels, height, width)`.
-        epochs: passes over the images, but no more than make IMAGES_SEEN.
+        epochs: passes over the images.
         seed: of starting weights, order and views.
         device: where to compute.
         precision: of matrix products.
@@ -160,7 +157,7 @@ def learn_features(
     """
     n, channels, height, width = images.shape
     batch_size = images_in_a_step(n, height, width)
-    batches = Batches(n, batch_size, min(epochs, IMAGES_SEEN / n))
+    batches = Batches(n, batch_size, epochs)
     identity = {"settings": {"epochs": batches.epochs}, "seed": seed, "data": fingerprint(images)}
     with seeded(seed, "features"):
         features = Features((channels, height, width))

@@ -72,6 +72,12 @@ class GLO:
     code_lr: float = setting(1e-2, "Adam's learning rate of the codes", minimum=0)
     schedule: str = setting("one-cycle", "how learning rates change", choices=SCHEDULES)
     loss: str = setting("contrastive", "reconstruction loss", choices=LOSSES)
+    feature_images: int = setting(
+        300_000,
+        "images seen, again and again, while the features of loss 'contrastive' are learned; no "
+        "more than twice as many as stage one sees",
+        minimum=1,
+    )
     vgg_weights: str | None = setting(None, "file with VGG16's weights, for loss 'vgg'")
     codes_on: str = setting(
         "memory",
@@ -270,12 +276,11 @@ class GLO:
     ) -> tuple[Features, float, float]:
         """What the loss "contrastive" compares, and the seconds and CPU seconds that it took.
 
-        At most half as long as stage one itself.  Args as in `fit`, with uint8 images and a torch
-        device.
+        Args as in `fit`, with uint8 images and a torch device.
         """
         return learn_features(
             images,
-            epochs=self.epochs / 2,
+            epochs=min(self.feature_images / len(images), 2 * self.epochs),
             seed=seed,
             device=device,
             precision=pick_precision(self.precision, device),

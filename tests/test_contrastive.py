@@ -148,17 +148,6 @@ def test_learning_tells_images_apart_and_leaves_the_statistics_of_images(digits)
     assert [float(each.std()) for each in features.maps(to_float(digits))] == pytest.approx([1] * 3)
 
 
-def test_the_training_is_no_longer_than_it_is_worth(digits, monkeypatch):
-    monkeypatch.setattr("glann.contrastive.IMAGES_SEEN", 300)
-    steps = []
-    record = training.Training.record
-    monkeypatch.setattr(
-        training.Training, "record", lambda self, *a, **k: (steps.append(1), record(self, *a, **k))
-    )
-    learn(digits, epochs=50)
-    assert len(steps) == 2  # of 150 images
-
-
 @pytest.mark.parametrize(
     ("n", "height", "width", "wanted"),
     [(9, 8, 8, 9), (999, 8, 8, 256), (999, 64, 64, 256), (999, 64, 256, 64), (999, 256, 256, 32)],
@@ -220,11 +209,27 @@ def test_stage_one_learns_features_first_and_keeps_them(digits, tmp_path):
     assert glo.loss == "contrastive"
     kept = load_features(tmp_path / "features", (1, 8, 8))
     precision = pick_precision("auto", CPU)
-    alone, *_ = learn_features(digits, epochs=1, seed=2, device=CPU, precision=precision)
+    alone, *_ = learn_features(digits, epochs=4, seed=2, device=CPU, precision=precision)
     for name, value in kept.state_dict().items():
         assert torch.equal(value, glo.features_.state_dict()[name]), name
         assert torch.equal(value, alone.state_dict()[name]), name
     assert GLO(**settings, loss="scattering").fit(digits, seed=2).features_ is None
+
+
+@pytest.mark.parametrize(("images_seen", "passes"), [(450, 3), (100, 2 / 3), (450_000, 4)])
+def test_features_see_as_many_images_as_asked_for_but_twice_as_many_as_stage_one_at_most(
+    digits, monkeypatch, images_seen, passes
+):
+    asked, slow = [], learn_features
+
+    def watched(*args, **given):
+        asked.append(given["epochs"])
+        return slow(*args, **{**given, "epochs": 1})
+
+    monkeypatch.setattr("glann.glo.learn_features", watched)
+    settings = {"code_dim": 8, "epochs": 2, "batch_size": 32, "width": 8, "hidden": 32}
+    GLO(**settings, feature_images=images_seen).fit(digits)
+    assert asked == [passes]
 
 
 def test_seconds_of_stage_one_have_those_of_the_features(digits, monkeypatch):
