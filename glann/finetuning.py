@@ -7,7 +7,8 @@ less a mapper explains of the codes, the more so.  Pairs of noise and image are 
 matching, so the generator is taught what each of these codes should have been.
 
 That says nothing of what noise makes that no code chose, as most noise is.  So samples are made
-beside these images, and their features are to be spread as training images' are (`glann.energy`).
+beside these images, and their features are to be spread as training images' are
+(`glann.distance`).
 """
 
 import copy
@@ -21,7 +22,7 @@ from glann import processes
 from glann.codes import as_codes
 from glann.contrastive import Features, images_at_once
 from glann.devices import Replayed, Rows, autocast, pick_device, pick_precision
-from glann.energy import Energy
+from glann.distance import Distance
 from glann.errors import GlannError
 from glann.glo import GLO, SHOWN, reconstruction_rows
 from glann.losses import LOSSES, make_loss
@@ -44,7 +45,8 @@ from glann.training import Batches, Training
 class FineTuning:
     """A generator's last lessons: min over G of mean ℓ(G(z̃_i), x_i) + λ D(G(s), x).
 
-    The codes z̃_i are held fixed, and so are samples' codes s; D is the energy distance.
+    The codes z̃_i are held fixed, and so are samples' codes s; D is the energy distance and the
+    Fréchet distance of features.
 
     After `fit`: `generator_`, in evaluation mode, and `seconds_`, the time that training took.
     """
@@ -54,10 +56,10 @@ class FineTuning:
     lr: float = setting(5e-3, "learning rate", minimum=0)
     schedule: str = setting("one-cycle", "how the learning rate changes", choices=SCHEDULES)
     loss: str | None = setting(None, "reconstruction loss; none: stage one's", choices=LOSSES)
-    energy: float = setting(
+    distance: float = setting(
         10.0,
-        "weight of the energy distance between samples and images, by what images teach without "
-        "labels; 0: samples are not looked at",
+        "weight of how far samples are from images as wholes, by what images teach without labels; "
+        "0: samples are not looked at",
         minimum=0,
     )
     sample_batch_size: int = setting(
@@ -90,7 +92,7 @@ class FineTuning:
                 are not looked at.
             like: stage one, whose optimiser and precision are used, and whose loss where there is
                 no other; None: its defaults.
-            features: which the loss "contrastive" and the energy distance compare, as
+            features: which the loss "contrastive" and that distance compare, as
                 `GLO.features_`; None: learned as stage one does, first.
             seed: of the order of the images.
             device: "auto", "cpu", "cuda", …
@@ -108,17 +110,17 @@ class FineTuning:
         check(self, "finetune")
         images, codes, like = pixels.as_images(images), as_codes(codes), like or GLO()
         _check_fit(images, codes, generator)
-        energetic = samples is not None and self.energy > 0
+        looked_at = samples is not None and self.distance > 0
         drawn = codes[:0]
-        if energetic:
+        if looked_at:
             drawn = as_codes(samples)
             _check_fit(images, drawn, generator)
         on_device = pick_device(device)
         loss = self.loss or like.loss
         settings = {**as_dict(self), "loss": loss}
         settings |= {key: getattr(like, key) for key in ("optimiser", "precision")}
-        if not energetic:
-            del settings["energy"], settings["sample_batch_size"]
+        if not looked_at:
+            del settings["distance"], settings["sample_batch_size"]
         # Codes tell the sampler that samples are of.
         data = fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))
         identity = {"settings": settings, "seed": seed, "data": " ".join(data)}
@@ -126,7 +128,7 @@ class FineTuning:
         training = Training("finetune", batches, folder, identity, progress)
         training.refuse_another()  # not after minutes of learning features
         precision = pick_precision(like.precision, on_device)
-        if (loss == "contrastive" or energetic) and features is None:
+        if (loss == "contrastive" or looked_at) and features is None:
             features, *_ = like.learn_features(images, seed, on_device, folder, progress)
         size, moves = generator.image_shape[1:], loss == "contrastive"
         loss_of = make_loss(loss, size, on_device, like.vgg_weights, features, precision)
@@ -145,10 +147,12 @@ class FineTuning:
             own_images = Rows(images[share.items], on_device)
             own_codes = Rows(codes[share.items], on_device)
             own_drawn = Rows(drawn[share.items], on_device)
-            energy, made_a_step = None, min(self.sample_batch_size, images_at_once(*size))
-            if energetic and not training.done:
+            distance, made_a_step = None, min(self.sample_batch_size, images_at_once(*size))
+            if looked_at and not training.done:
                 assert features is not None
-                energy = Energy(features, images, on_device, precision, seed)
+                distance = Distance(features, images, on_device, precision, seed)
+                if saved:
+                    distance.load_state(saved["distance"])
 
             def learn(
                 sent: torch.Tensor,
@@ -157,6 +161,7 @@ class FineTuning:
                 own: torch.Tensor,
                 ways: torch.Tensor,
                 references: torch.Tensor,
+                share_of_step: float,
                 size: float,
                 lr: float,
             ) -> torch.Tensor:
@@ -169,9 +174,9 @@ class FineTuning:
                 if moves:  # as in stage one
                     pair = pixels.moved(made[:n], ways[:n]), pixels.moved(batch, ways[:n])
                 error = loss_of(*pair).sum() / size
-                if energy is not None:
-                    distance = energy(made[n:], ways[n:], references, own)
-                    error = error + self.energy * distance
+                if distance is not None:
+                    apart = distance(made[n:], ways[n:], references, share_of_step, own)
+                    error = error + self.distance * apart
                 optimiser.zero_grad()
                 error.backward()
                 optimiser.step()
@@ -182,8 +187,10 @@ class FineTuning:
                 lr = learning_rate(self.schedule, self.lr, step, batches.steps)
                 places = share.places(share.of(rows))
                 of_samples = references = rows[:0]
-                if energy:
-                    references = energy.rows(seed, step)
+                share_of_step = 0.0
+                if distance is not None:
+                    references = distance.rows(seed, step)
+                    share_of_step = distance.share(step, made_a_step)
                     random = random_generator(seed, "samples", step)
                     of_samples = torch.randint(len(drawn), (made_a_step,), generator=random)
                 ways = torch.rand(
@@ -192,7 +199,10 @@ class FineTuning:
                 sent = own_images.sent(places), own_codes.sent(places)
                 sent_samples = own_drawn.sent(share.places(share.of(of_samples)))
                 own = share.among(of_samples)
-                loss = learned(*sent, sent_samples, own, ways, references, len(rows), lr)
+                known = own, ways, references, share_of_step
+                loss = learned(*sent, sent_samples, *known, len(rows), lr)
+                if distance is not None:
+                    distance.renew(step, made_a_step)
 
                 training.record(loss, lr=lr)
                 if training.picture_due:
@@ -200,6 +210,8 @@ class FineTuning:
                     training.picture("reconstructions", made)
                 if training.checkpoint_due:
                     state = {"optimiser": optimiser_state(optimiser)}
+                    if distance is not None:
+                        state["distance"] = distance.state()
                     training.save({"generator": generator.state_dict(), **state})
             if not training.done:
                 parts = {"generator": generator.state_dict(), "codes": {"codes": codes}}

@@ -139,7 +139,7 @@ def train_imle(
             images.images,
             codes,
             generator,
-            samples=kept.fresh(len(codes), recipe.seed) if recipe.finetune.energy else None,
+            samples=kept.fresh(len(codes), recipe.seed) if recipe.finetune.distance else None,
             like=recipe.glo,
             features=load_features(folder / "glo" / FEATURES, generator.image_shape),
             seed=recipe.seed,

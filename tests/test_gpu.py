@@ -186,10 +186,10 @@ def test_a_killed_training_goes_on(digits, tmp_path, kill_at, monkeypatch, optim
     assert last_loss(tmp_path / "parts") == pytest.approx(last_loss(tmp_path / "whole"), rel=0.01)
 
 
-@pytest.mark.parametrize("energy", [0, 3])
-def test_fine_tuning_learns_as_on_the_cpu(digits, trained, tmp_path, energy):
+@pytest.mark.parametrize("distance", [0, 3])
+def test_fine_tuning_learns_as_on_the_cpu(digits, trained, tmp_path, distance):
     for device in ("cpu", "cuda"):
-        tuning = FineTuning(epochs=4, batch_size=32, energy=energy)
+        tuning = FineTuning(epochs=4, batch_size=32, distance=distance)
         codes = trained.codes[: len(digits)]
         given = {"samples": codes.flip(0), "device": device, "folder": tmp_path / device}
         tuning.fit(digits, codes, trained.generator, **given)

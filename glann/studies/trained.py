@@ -45,7 +45,7 @@ def fitted(
     if recipe.finetune is not None:
         codes = imle.reached(codes)
         how |= {"like": recipe.glo, "features": glo.features_, "folder": stages["finetune"]}
-        if recipe.finetune.energy:
+        if recipe.finetune.distance:
             how["samples"] = imle.fresh(len(codes), recipe.seed)
         generator = recipe.finetune.fit(images, codes, generator, **how).generator_
     return GLANN(generator, imle, codes)

@@ -1,4 +1,4 @@
-"""The energy distance: what it is of points, and what it sees of images."""
+"""How far samples are from images: the energy distance of points, and what is seen of images."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import energy_distance as of_scipy
 
+from glann import distance as module
 from glann.contrastive import learn_features
-from glann.energy import Energy, energy_distance, half_whitening
+from glann.distance import Distance, energy_distance, half_whitening
 from glann.images import to_float
+from glann.moments import NEAR
 
 CPU = torch.device("cpu")
 
@@ -85,35 +87,79 @@ def features(digits):
 
 
 def test_images_are_at_no_distance_from_themselves_and_others_are_far(digits, features):
-    energy = Energy(features, digits, CPU, torch.float32)
+    distance = Distance(features, digits, CPU, torch.float32)
     rows, ways = torch.arange(len(digits)), torch.full((len(digits), 2), 0.5)
     images = to_float(digits)
-    own = float(energy(images, ways, rows))  # each is its own reference, once
-    dark, one = (energy(made, ways, rows) for made in (0.8 * images, images[:1].expand_as(images)))
-    blurred = energy(F.avg_pool2d(images, 3, 1, 1), ways, rows)
-    assert abs(own) < 0.05 < min(map(float, (dark, blurred, one)))
+
+    def of(made):
+        return float(distance(made, ways, rows, 1.0))
+
+    own = of(images)  # each is its own reference, once
+    dark, one = (of(made) for made in (0.8 * images, images[:1].expand_as(images)))
+    blurred = of(F.avg_pool2d(images, 3, 1, 1))
+    assert abs(own) < 0.05 < min(dark, blurred, one)
 
 
 def test_references_are_moved_as_samples_are(digits):
     images = F.interpolate(digits, 27)
     features = learn_features(images, epochs=2, seed=0, device=CPU)[0]
-    energy, rows = Energy(features, images, CPU, torch.float32), torch.arange(len(images))
+    distance, rows = Distance(features, images, CPU, torch.float32), torch.arange(len(images))
     still, ways = torch.full((len(images), 2), 0.5), torch.rand(len(images), 2)
-    as_they, not_at_all = (energy(to_float(images), each, rows) for each in (ways, still))
+    as_they, not_at_all = (distance(to_float(images), each, rows, 1.0) for each in (ways, still))
     assert abs(float(as_they)) < 0.03 < float(not_at_all)
 
 
 def test_all_of_many_references_are_drawn(digits, features):
-    energy = Energy(features, digits, CPU, torch.float32)
-    drawn = torch.cat([energy.rows(0, step) for step in range(5)])
+    distance = Distance(features, digits, CPU, torch.float32)
+    drawn = torch.cat([distance.rows(0, step) for step in range(5)])
     assert len(drawn.unique()) == len(digits)
-    assert not torch.equal(energy.rows(0, 0), energy.rows(0, 1))
-    assert torch.equal(energy.rows(0, 1), energy.rows(0, 1))
-    assert not torch.equal(energy.rows(1, 1), energy.rows(0, 1))
+    assert not torch.equal(distance.rows(0, 0), distance.rows(0, 1))
+    assert torch.equal(distance.rows(0, 1), distance.rows(0, 1))
+    assert not torch.equal(distance.rows(1, 1), distance.rows(0, 1))
 
 
 def test_more_images_than_references(digits, features, monkeypatch):
-    monkeypatch.setattr("glann.energy.REFERENCES", 40)
-    energy = Energy(features, digits, CPU, torch.float32)
-    assert {len(table) for table in energy.tables} == {40}
-    assert int(energy.rows(0, 0).max()) < 40
+    monkeypatch.setattr("glann.distance.REFERENCES", 40)
+    distance = Distance(features, digits, CPU, torch.float32)
+    assert {len(table) for table in distance.tables} == {40}
+    assert int(distance.rows(0, 0).max()) < 40
+
+
+def test_what_moments_say_is_added_once_they_are_known(digits, features, monkeypatch):
+    """Samples whose features vary less than images': by moments it is seen, a few at a time."""
+    monkeypatch.setattr(module, "KNOWN", 0.5)
+    distance = Distance(features, digits, CPU, torch.float32)
+    rows, still = torch.arange(len(digits)), torch.full((50, 2), 0.5)
+    images = to_float(digits)
+    alike = 0.6 * images + 0.4 * images.mean(0)
+    before = float(distance(alike[:50], still, rows, 1.0))
+    for step in range(30):
+        part = alike.roll(-step * 50, 0)[:50]
+        distance(part, still, rows, distance.share(step, 50))
+        distance.renew(step, 2)
+    assert float(distance(alike[:50], still, rows, 0.0)) == pytest.approx(before)  # too few yet
+    distance.renew(8 * module.RENEWED, 10_000)
+    apart = float(distance(alike[:50], still, rows, 0.0)) - before
+    known = [moments.renew() for moments in distance.moments]
+    assert apart == pytest.approx(sum(min(1, NEAR / each**0.5) * each for each in known), rel=0.3)
+    assert apart > 0.02
+
+
+@pytest.mark.parametrize(
+    ("step", "samples", "share"), [(0, 192, 1), (9, 192, 0.1), (999, 192, 192 / 8192), (5, 9999, 1)]
+)
+def test_each_step_counts_alike_until_older_ones_leave_the_window(step, samples, share):
+    assert Distance.share(None, step, samples) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("known", "wanted"), [(0.5, [192, 192, 256]), (1, [])])
+def test_moments_of_few_samples_and_of_few_images_are_not_looked_at(
+    digits, features, monkeypatch, known, wanted
+):
+    monkeypatch.setattr(module, "KNOWN", known)
+    distance = Distance(features, digits, CPU, torch.float32)
+    renewed = []
+    monkeypatch.setattr(module.Moments, "renew", lambda self: renewed.append(len(self.mean)))
+    for step in range(17):  # every eighth: after 11, 99 and 187 samples, beside 150 images
+        distance.renew(step, 11)
+    assert renewed == wanted

@@ -1,4 +1,4 @@
-"""How far apart samples and images are as wholes: the energy distance between their features.
+"""How far apart samples and images are as wholes: two distances between their features.
 
 A reconstruction loss asks of each training image whether it came out.  What samples look like that
 are no training image's, it never sees.  A distance between distributions sees just that, and needs
@@ -6,6 +6,10 @@ no adversary: that of generative moment matching networks (Li, Swersky & Zemel 2
 1502.02761), on the features of a network that stays as it is (dos Santos, Mroueh, Padhi & Dognin
 2019, arXiv 1904.02762), is here the energy distance (Székely & Rizzo 2013, "Energy statistics"),
 which has no bandwidth to choose and is 0 for equal distributions only.
+
+Of a step's few samples it tells little of directions in which features hardly vary.  So the Fréchet
+distance stands beside it, by what many steps made (`glann.moments`), which sees nothing but means
+and covariances, and of these much more.
 """
 
 import torch
@@ -14,6 +18,7 @@ from glann import processes
 from glann.contrastive import Features
 from glann.devices import autocast
 from glann.images import moved, to_float
+from glann.moments import Moments
 from glann.randomness import generator as random_generator
 from glann.randomness import permutation
 
@@ -32,12 +37,24 @@ FLATTEST = 1e-3
 PARTS = 1000
 """Images whose features are found at a time."""
 
+WINDOW = 8192
+"""Samples that running moments are of, about: with each step older ones count for less."""
 
-class Energy:
-    """The energy distance of samples from training images: Σ over summaries of their features.
+KNOWN = 8
+"""Samples, and images, for each of a summary's numbers: of fewer, moments are too little known."""
 
-    Both are moved at random before features look at them (`images.moved`), which have strides, and
-    see more of some pixels than of others.
+RENEWED = 8
+"""Steps from one look at the moments to the next."""
+
+
+class Distance:
+    """Of samples from training images: Σ over summaries of features, energy and Fréchet distance.
+
+    The energy distance sees what this step made, at once; moments see more, and lag behind.  Alone,
+    they would be overshot again and again.
+
+    Samples and images are moved at random before features look at them (`images.moved`): these have
+    strides, and see more of some pixels than of others.
 
     Args:
         features: what sees the images; it stays as it is.
@@ -74,6 +91,7 @@ class Energy:
         self.within = [
             float(_mean_distance_within(table[:WITHIN].float())) for table in self.tables
         ]
+        self.moments = [Moments(table) for table in self.tables]
 
     def rows(self, seed: int, step: int) -> torch.Tensor:
         """The references of a step: int64 `(COMPARED,)`, on the CPU."""
@@ -85,9 +103,10 @@ class Energy:
         samples: torch.Tensor,
         ways: torch.Tensor,
         rows: torch.Tensor,
+        share: torch.Tensor | float,
         own: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Of float samples `(n, c, h, w)` in [0, 1] from the references `rows`: a scalar.
+        """Of float samples `(n, c, h, w)` in [0, 1]: a scalar.
 
         With several processes each has its own samples, and gives its part of the distance of them
         all: the parts add up.
@@ -95,18 +114,44 @@ class Energy:
         Args:
             samples: at least 2, of all processes.
             ways: how these are moved, float `(n, 2)`, as of `images.moved`.
-            rows: int64 `(m,)`, on the device.
+            rows: of the references that energy is found by, int64 `(m,)`, on the device.
+            share: of the moments that these samples are, as `share` says.
             own: which of the samples of all processes are this one's, bool; None: all.
         """
         found = self._summaries(moved(samples, ways))
-        references = zip(found, self.means, self.turns, self.tables, self.within, strict=True)
-        distances = [
-            energy_distance(
-                processes.together((summary - mean) @ turn, own), table[rows].float(), within
-            )
-            for summary, mean, turn, table, within in references
-        ]
+        references = zip(self.means, self.turns, self.tables, self.within, strict=True)
+        distances = []
+        for summary, (mean, turn, table, within), moments in zip(
+            found, references, self.moments, strict=True
+        ):
+            spread = processes.together((summary - mean) @ turn, own)
+            distances.append(energy_distance(spread, table[rows].float(), within))
+            distances.append(moments.distance(spread, share))
         return torch.stack(distances).sum() / processes.count()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a training that goes on needs: where moments are."""
+        return {
+            f"{number}.{name}": table
+            for number, moments in enumerate(self.moments)
+            for name, table in moments.state().items()
+        }
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave."""
+        for number, moments in enumerate(self.moments):
+            moments.load_state({name: state[f"{number}.{name}"] for name in Moments.STATE})
+
+    def share(self, step: int, samples: int) -> float:
+        """What share of the moments is of this step's samples, of all processes together."""
+        return max(min(1.0, samples / WINDOW), 1 / (step + 1))
+
+    def renew(self, step: int, samples: int) -> None:
+        """Look where moments are by now, every RENEWED steps."""
+        fewest = min((step + 1) * samples, len(self.tables[0]))
+        for moments in self.moments:
+            if step % RENEWED == 0 and fewest >= KNOWN * len(moments.mean):
+                moments.renew()
 
     def _summaries(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Of float images, float32 `(n, numbers)` each.
@@ -138,12 +183,12 @@ def half_whitening(table: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 `(d, d)`, on the table's device.
     """
-    rows = table.double()
+    rows = table.cpu().double()  # not every GPU knows doubles
     spread = rows.std(0).clamp_min(1e-3)
     values, vectors = torch.linalg.eigh(((rows - rows.mean(0)) / spread).T.cov())
     values = values.clamp_min(FLATTEST * float(values[-1]) or 1.0)
     halved: torch.Tensor = (vectors * values**-0.25) @ vectors.T / values.sqrt().sum().sqrt()
-    return (halved / spread[:, None]).float()
+    return (halved / spread[:, None]).float().to(table.device)
 
 
 def energy_distance(
