@@ -15,6 +15,7 @@ import platform
 import shutil
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from glann.images import save_grid, side_by_side, write_png
 from glann.networks import Generator
 from glann.pipeline import GLANN, sampler_name, save_sampler, versions
 from glann.places import find_pipeline
-from glann.recipes import Recipe, load_recipe
+from glann.recipes import Recipe, make_recipe
 from glann.settings import as_dict, nearest_name
 
 Say = Callable[[str], object]
@@ -425,7 +426,7 @@ def _claim(folder: Path, recipe: Recipe, fingerprint: str | None = None) -> None
     if storage.is_saved(folder / "finetune"):
         sections.append("finetune")
     if sections and path.is_file():
-        there, wanted = load_recipe(path).sections(), recipe.sections()
+        there, wanted = _recipe_of(path, sections).sections(), recipe.sections()
         for section in sections:
             before, asked = there.get(section, {}), wanted.get(section, {})
             for key in {**before, **asked}:
@@ -437,6 +438,19 @@ def _claim(folder: Path, recipe: Recipe, fingerprint: str | None = None) -> None
     if sections and fingerprint is not None:
         _check_images(folder, fingerprint)
     storage.write_text(path, recipe.to_toml())
+
+
+def _recipe_of(path: Path, sections: list[str]) -> Recipe:
+    """What a run's recipe says in these sections: an earlier version's may have others."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in content.items() if key in (*sections, "seed")}
+        return make_recipe(path.stem, kept)
+    except (OSError, ValueError, GlannError) as error:
+        raise GlannError(
+            f"{path} can't be read as a recipe of this version: {error}. Use --run FOLDER for a "
+            "run of its own, or --restart to begin this stage anew"
+        ) from error
 
 
 def _check_images(folder: Path, fingerprint: str) -> None:

@@ -337,6 +337,24 @@ def test_it_can_follow_a_run_that_was_done_without(tmp_path):
     assert torch.equal(next(GLANN.load(run).generator.parameters()), weights[0])
 
 
+def test_stage_one_of_a_version_with_other_settings_of_what_comes_after_goes_on(tmp_path):
+    recipe, run = quick(tmp_path, "finetune.epochs=3")
+    runner.train_glo(recipe, run, progress=False)
+
+    def of_another_version():
+        there = (run / "recipe.toml").read_text()
+        (run / "recipe.toml").write_text(there.replace("\ndistance = ", "\nenergy = "))
+
+    of_another_version()
+    runner.train_imle(recipe, run, progress=False)
+    of_another_version()
+    with pytest.raises(
+        GlannError, match=r"recipe\.toml can't be .* finetune\.energy is not"
+    ):
+        runner.train_imle(recipe, run, progress=False)
+    runner.train_imle(recipe, run, progress=False, restart=True)
+
+
 def test_other_images_are_refused_before_anything_is_learned(tmp_path):
     recipe, run = quick(tmp_path, "finetune.epochs=3")
     runner.train_glo(recipe, run, progress=False)
