@@ -348,9 +348,7 @@ def test_stage_one_of_a_version_with_other_settings_of_what_comes_after_goes_on(
     of_another_version()
     runner.train_imle(recipe, run, progress=False)
     of_another_version()
-    with pytest.raises(
-        GlannError, match=r"recipe\.toml can't be .* finetune\.energy is not"
-    ):
+    with pytest.raises(GlannError, match=r"recipe\.toml can't be .* finetune\.energy is not"):
         runner.train_imle(recipe, run, progress=False)
     runner.train_imle(recipe, run, progress=False, restart=True)
 
