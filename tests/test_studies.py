@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from glann import cli, studies
 from glann.errors import GlannError
+from glann.recipes import load_recipe
 from glann.report import write_report
 from glann.report.studies import Chart, Picture, Section, Table, sections_in
 from glann.settings import setting
@@ -238,6 +239,8 @@ def test_a_shipped_study_can_be_carried_out(name):
         assert len(set(keys)) == len(keys)
         for run in study.runs(settings):
             assert json.loads(json.dumps(run.arguments)) == run.arguments
+        if getattr(settings, "recipe", "none") != "none":
+            load_recipe(settings.recipe, getattr(settings, "changes", []))
     assert full != quick
 
 
