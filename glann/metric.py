@@ -15,7 +15,7 @@ from glann.losses import Scattering
 from glann.networks import Generator, evaluation_mode, to_sphere
 from glann.randomness import permutation
 
-PROBED = 400
+PROBED = 100
 """Codes around which the generator is tried, at the most."""
 
 PIXELS = 2**25
