@@ -1,4 +1,4 @@
-"""Every image sampler under equal conditions: same images, same generator, same scores.
+"""Every image sampler under equal conditions: same images, same seeds, same scores.
 
 runs/NAME/
 glo/  imle/  pipeline/  baselines/          the recipe's own seed; seeds/S/ the same for a seed S

@@ -123,7 +123,7 @@ def compare(
     device: str,
     data: str | None,
 ) -> None:
-    """GLANN beside GANs and others: same images, same generator, same scores.
+    """GLANN beside GANs and others: same images, same seeds, same scores.
 
     RECIPE as in train-glo; its section [compare] says which models, and each model's own section
     how long it is trained. What is trained already is only scored; the same command goes on where
