@@ -44,12 +44,32 @@ def test_make_targets_and_variables_exist():
         assert variable in makefile, variable
 
 
-def test_files_and_floors_exist():
-    for path, title in re.findall(r"\]\(((?!http)[^)#]+)#?([^)]*)\)", README):
-        assert (ROOT / path).exists(), path
-        if title:  # a heading there: GitHub's anchors keep its letters, digits, hyphens and spaces
-            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text("utf-8"), flags=re.M)
-            assert title in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("pipelines/**/*.md"),
+]
+
+
+def anchors(page):
+    """GitHub's anchors of a page: letters, digits, hyphens and spaces of its headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_linked_exists(page):
+    for path, title in re.findall(
+        r"\]\((?!http)([^)#\s]*)#?([^)]*)\)", page.read_text(encoding="utf-8")
+    ):
+        there = page.parent / path if path else page
+        assert there.exists(), path
+        assert not title or title in anchors(there), f"{path}#{title}"
+
+
+def test_modules_exist():
     for path in re.findall(r"`((?:glann|tests)/[a-z_]+\.py)`", README):
         assert (ROOT / path).is_file(), path
 
