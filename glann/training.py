@@ -70,11 +70,8 @@ class Batches:
     epochs: float
 
     def __post_init__(self) -> None:
-        if self.n < self.batch_size:
-            raise GlannError(
-                f"there are {self.n} items to learn from, fewer than one batch of "
-                f"{self.batch_size}; give more, or set batch_size to at most {max(2, self.n)}"
-            )
+        if self.n < 2:
+            raise GlannError(f"there are {self.n} items to learn from; wanted 2 or more")
         if self.n // self.per_epoch < 2:
             raise GlannError(
                 f"{self.n} items in batches of at most {self.batch_size} leave one of a single "

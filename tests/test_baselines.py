@@ -95,7 +95,7 @@ class TestBaseline:
         [
             (torch.zeros(40, 1, 4, 4, dtype=torch.uint8), "sides from 8 to 256"),
             (torch.zeros(40, 1, 8, 8), "uint8"),
-            (torch.zeros(5, 1, 8, 8, dtype=torch.uint8), "fewer than one batch"),
+            (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "wanted 2 or more"),
         ],
     )
     def test_unfit_images_are_refused(self, name, images, message):

@@ -338,7 +338,7 @@ def test_numpy_arrays_are_taken(digits):
         (torch.zeros(40, 8, 8, dtype=torch.uint8), "shape"),
         (torch.zeros(40, 2, 8, 8, dtype=torch.uint8), "1 or 3 channels"),
         (torch.zeros(40, 1, 4, 8, dtype=torch.uint8), "8 to 256"),
-        (torch.zeros(20, 1, 8, 8, dtype=torch.uint8), "fewer than one batch"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "wanted 2 or more"),
         ([1, 2], "NumPy array or a tensor"),
     ],
 )

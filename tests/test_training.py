@@ -71,10 +71,16 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert torch.cat(Batches(100, 100, 2).epoch_of(1, 1)).tolist() == orders[3]
 
 
-def test_fewer_items_than_a_batch_are_refused():
-    Batches(128, 128, 1)
-    with pytest.raises(GlannError, match=r"127 items .* one batch of 128; .* at most 127"):
-        Batches(127, 128, 1)
+def test_fewer_items_than_a_batch_are_one():
+    batches = Batches(5, 128, 3)
+    assert [part.sort().values.tolist() for part in batches.epoch_of(0, 0)] == [list(range(5))]
+    assert (batches.per_epoch, batches.steps, batches.items) == (1, 3, 15)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_one_item_teaches_nothing(n):
+    with pytest.raises(GlannError, match=f"there are {n} items .* wanted 2 or more"):
+        Batches(n, 128, 1)
 
 
 def test_devices():
