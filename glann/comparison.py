@@ -8,6 +8,7 @@ compare/results.csv  results.md  report.html  samples/  closest/
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -21,12 +22,14 @@ from glann import runner, storage
 from glann.baselines import MODELS
 from glann.data import Data, Images, load, read_images
 from glann.density import Gaussian
+from glann.devices import pick_device
 from glann.errors import GlannError
 from glann.evaluation.features import make_features
 from glann.evaluation.scores import Protocol
 from glann.glo import PLACES
 from glann.images import save_grid
 from glann.imle import IMLE
+from glann.metric import image_metric
 from glann.networks import to_sphere
 from glann.pipeline import GLANN, sampler_name
 from glann.recipes import Recipe
@@ -480,21 +483,23 @@ class Results:
 def with_budget(recipe: Recipe, seconds: float, folder: Path, train: Images, device: str) -> Recipe:
     """The recipe with each model's length changed so that it trains for about `seconds`.
 
-    Of GLANN's time stage one and fine-tuning get STAGE_ONE.  Each is tried for a moment first; the
-    lengths are written into `folder`, so that the same call goes on with the same ones.
+    Each is tried for a moment first; the lengths are written into `folder`, so that the same call
+    goes on with the same ones.
     """
     path = folder / f"lengths-{seconds:g}.json"
     lengths = storage.read_json(path) if path.is_file() else {}
     for name in ("glann", *recipe.compare.models):
         if name not in lengths:
-            lengths[name] = _length(recipe, name, seconds, train.images, device)
+            length = _glann_lengths if name == "glann" else functools.partial(_images_seen, name)
+            lengths[name] = length(recipe, seconds, train.images, device)
             storage.write_json(path, lengths)
     glo, imle, finetune = copy.copy(recipe.glo), copy.copy(recipe.imle), copy.copy(recipe.finetune)
-    glo.epochs = lengths["glann"]["glo"]
+    own = lengths["glann"]
+    glo.epochs, glo.feature_images = own["glo"], own.get("features", glo.feature_images)
     if isinstance(imle, IMLE):
-        imle.epochs = lengths["glann"]["imle"]
+        imle.epochs = own["imle"]
     if finetune is not None:
-        finetune.epochs = lengths["glann"]["finetune"]
+        finetune.epochs = own["finetune"]
     baselines = dict(recipe.baselines)
     for name in recipe.compare.models:
         baselines[name] = copy.copy(baselines[name])
@@ -505,32 +510,58 @@ def with_budget(recipe: Recipe, seconds: float, folder: Path, train: Images, dev
 TRIAL = 30
 """Batches of a trial."""
 
-STAGE_ONE = 0.8
-"""Share of a budget that the generator gets: samples are not better than reconstructions."""
+
+def _images_seen(
+    name: str, recipe: Recipe, seconds: float, images: torch.Tensor, device: str
+) -> int:
+    """How many images a baseline sees in that time."""
+    sampler = copy.copy(recipe.baselines[name])
+    sampler.images_seen = TRIAL * sampler.batch_size
+    rate = sampler.images_seen / sampler.fit(images, device=device).seconds_
+    return max(sampler.batch_size, round(rate * seconds))
 
 
-def _length(recipe: Recipe, name: str, seconds: float, images: torch.Tensor, device: str) -> Any:
-    """How long to train: epochs of GLANN's stages, images seen for a baseline."""
+def _glann_lengths(
+    recipe: Recipe, seconds: float, images: torch.Tensor, device: str
+) -> dict[str, float]:
+    """Epochs of GLANN's parts, and images that features are learned from, in that time.
+
+    They keep the recipe's proportions: from each one's speed it is found how long the recipe takes,
+    and all are made longer or shorter alike.
+    """
     n = len(images)
-    if name != "glann":
-        sampler = copy.copy(recipe.baselines[name])
-        sampler.images_seen = TRIAL * sampler.batch_size
-        rate = sampler.images_seen / sampler.fit(images, device=device).seconds_
-        return max(sampler.batch_size, round(rate * seconds))
-    glo, imle = copy.copy(recipe.glo), copy.copy(recipe.imle)
+    glo, imle, finetune = copy.copy(recipe.glo), copy.copy(recipe.imle), copy.copy(recipe.finetune)
     some = images[: max(2 * glo.batch_size, min(n, TRIAL * glo.batch_size))]
     glo.epochs, glo.codes_on = 1, "memory"  # it has no folder, and few codes
-    rate = len(some) / glo.fit(some, device=device).seconds_
-    first = 1.0  # fine-tuning, which takes as long for an image, keeps its share of both
-    if recipe.finetune is not None:
-        first = recipe.glo.epochs / (recipe.glo.epochs + recipe.finetune.epochs)
-    whole = rate * STAGE_ONE * seconds / n
-    epochs: dict[str, float] = {"glo": max(1, round(first * whole)), "imle": 1}
-    if recipe.finetune is not None:
-        epochs["finetune"] = max(0.01, round((1 - first) * whole, 2))
+    lengths = {"glo": recipe.glo.epochs}
+    took = {}  # seconds, at the recipe's length
+    learned = 0.0
+    if glo.loss == "contrastive":
+        lengths["features"] = min(recipe.glo.feature_images, 2 * recipe.glo.epochs * n)
+        _, learned, _ = glo.learn_features(some, recipe.seed, pick_device(device), None, False)
+        took["features"] = learned * lengths["features"] / min(glo.feature_images, 2 * len(some))
+    own = max(glo.fit(some, device=device).seconds_ - learned, learned * 0.01)
+    took["glo"] = own * lengths["glo"] * n / len(some)
     if isinstance(imle, IMLE):
-        imle.epochs = imle.keep  # with one matching, as many as there will be for each
+        lengths["imle"], imle.epochs = imle.epochs, imle.keep  # with one matching
         codes = to_sphere(torch.randn(n, glo.code_dim))
-        rate = imle.epochs / imle.fit(codes, device=device).seconds_
-        epochs["imle"] = max(1, round(rate * (1 - STAGE_ONE) * seconds))
-    return epochs
+        took["imle"] = imle.fit(codes, device=device).seconds_ * lengths["imle"] / imle.epochs
+        if imle.metric == "images":
+            start = time.monotonic()
+            image_metric(glo.generator_, codes, device=device)
+            seconds = max(seconds / 10, seconds - (time.monotonic() - start))
+    if finetune is not None:
+        lengths["finetune"], finetune.epochs = finetune.epochs, 1
+        finetune.fit(
+            *(some, glo.codes_, glo.generator_),
+            samples=glo.codes_,
+            like=glo,
+            features=glo.features_,
+            device=device,
+        )
+        took["finetune"] = finetune.seconds_ * lengths["finetune"] * n / len(some)
+    change = seconds / sum(took.values())
+    lengths = {part: max(0.01, round(change * length, 3)) for part, length in lengths.items()}
+    if "features" in lengths:
+        lengths["features"] = max(1, round(lengths["features"]))
+    return lengths

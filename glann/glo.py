@@ -65,7 +65,7 @@ class GLO:
     """
 
     code_dim: int = setting(64, "numbers in a code", minimum=1, maximum=4096)
-    epochs: int = setting(50, "passes over the images", minimum=1)
+    epochs: float = setting(50.0, "passes over the images", minimum=0.01)
     batch_size: int = setting(128, "images in a step, at the most", minimum=2)
     optimiser: str = setting("muon", "what moves the generator's weights", choices=OPTIMISERS)
     generator_lr: float = setting(1e-2, "learning rate of the generator", minimum=0)

@@ -92,7 +92,7 @@ class IMLE:
         "matched together",
         minimum=1,
     )
-    epochs: int = setting(60, "passes over the codes", minimum=1)
+    epochs: float = setting(60.0, "passes over the codes", minimum=0.01)
     batch_size: int = setting(128, "codes in a step, at the most", minimum=2)
     lr: float = setting(1e-3, "Adam's learning rate", minimum=0)
     weight_decay: float = setting(1e-5, "Adam's weight decay", minimum=0)

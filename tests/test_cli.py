@@ -322,7 +322,7 @@ def write_idx(folder, images, magic=2051):
         (["train", "nowhere.toml"], "there is no recipe file"),
         (["train", "quick.toml", "--set", "glo.epoch=3"], "did you mean 'epochs'"),
         (["train", "quick.toml", "--set", "gol.epochs=3"], "did you mean 'glo'"),
-        (["train", "quick.toml", "--set", "glo.epochs=many"], "wanted int"),
+        (["train", "quick.toml", "--set", "glo.epochs=many"], "wanted float"),
         (["train", "quick.toml", "--set", "glo.epochs=0"], "out of range"),
         (["train", "quick.toml", "--set", "glo.epochs"], "wanted SECTION.KEY=VALUE"),
         (["train", "quick.toml", "--set", "imle.sampler=gan"], "not a code sampler"),

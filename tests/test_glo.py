@@ -331,6 +331,12 @@ def test_numpy_arrays_are_taken(digits):
     assert torch.equal(a.codes_, b.codes_)
 
 
+def test_half_an_epoch_sees_half_of_the_images(digits, tmp_path):
+    GLO(**{**TINY_GLO, "epochs": 0.5}).fit(digits, folder=tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["items"] == pytest.approx(len(digits) / 2, abs=TINY_GLO["batch_size"])
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -349,7 +355,7 @@ def test_unfit_images_are_refused(images, message):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("epochs", 0), ("epochs", 1.5), ("loss", "l3"), ("code_lr", -1.0), ("batch_norm", 1)],
+    [("epochs", 0), ("hidden", 9.5), ("loss", "l3"), ("code_lr", -1.0), ("batch_norm", 1)],
 )
 def test_unfit_settings_are_refused_in_fit_not_before(digits, setting, value):
     glo = GLO(**{**TINY_GLO, setting: value})

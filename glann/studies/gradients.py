@@ -139,7 +139,7 @@ def own_training(place: Place, *, recipe: str, shares: Sequence[float], seed: in
     return {**stages, "matched": matched}
 
 
-def _epochs(whole: int, shares: Sequence[float]) -> list[int]:
+def _epochs(whole: float, shares: Sequence[float]) -> list[int]:
     return sorted({max(1, round(share * whole)) for share in (*shares, 1.0)})
 
 
