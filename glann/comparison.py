@@ -540,16 +540,22 @@ def _glann_lengths(
         lengths["features"] = min(recipe.glo.feature_images, 2 * recipe.glo.epochs * n)
         _, learned, _ = glo.learn_features(some, recipe.seed, pick_device(device), None, False)
         took["features"] = learned * lengths["features"] / min(glo.feature_images, 2 * len(some))
-    own = max(glo.fit(some, device=device).seconds_ - learned, learned * 0.01)
+    own = max(0.0, glo.fit(some, device=device).seconds_ - learned)
     took["glo"] = own * lengths["glo"] * n / len(some)
     if isinstance(imle, IMLE):
-        lengths["imle"], imle.epochs = imle.epochs, imle.keep  # with one matching
+        lengths["imle"] = imle.epochs
         codes = to_sphere(torch.randn(n, glo.code_dim))
-        took["imle"] = imle.fit(codes, device=device).seconds_ * lengths["imle"] / imle.epochs
+        matched, kept = (
+            dataclasses.replace(imle, epochs=epochs).fit(codes, device=device).seconds_
+            for epochs in (0.01, imle.keep)
+        )
+        again = max(0, imle.epochs / imle.keep - 1)  # matchings after the first
+        took["imle"] = max(0.0, kept - matched) * imle.epochs / imle.keep + matched * again
+        start = time.monotonic()
         if imle.metric == "images":
-            start = time.monotonic()
             image_metric(glo.generator_, codes, device=device)
-            seconds = max(seconds / 10, seconds - (time.monotonic() - start))
+        first = matched + time.monotonic() - start  # in any length
+        seconds = max(seconds / 10, seconds - first)
     if finetune is not None:
         lengths["finetune"], finetune.epochs = finetune.epochs, 1
         finetune.fit(
@@ -560,7 +566,7 @@ def _glann_lengths(
             device=device,
         )
         took["finetune"] = finetune.seconds_ * lengths["finetune"] * n / len(some)
-    change = seconds / sum(took.values())
+    change = seconds / max(1e-3, sum(took.values()))
     lengths = {part: max(0.01, round(change * length, 3)) for part, length in lengths.items()}
     if "features" in lengths:
         lengths["features"] = max(1, round(lengths["features"]))
