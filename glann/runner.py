@@ -108,10 +108,11 @@ def train_imle(
     """
     device = str(pick_device(device))
     generator, codes, stage_one = load_stage_one(folder, recipe.given)
-    images = None
+    images = features = None
     if recipe.finetune is not None:  # looked for before anything is deleted or learned
         images = load(recipe.data, data or _place_in(folder))
         _check_images(folder, images.fingerprint)
+        features = load_features(folder / "glo" / FEATURES, generator.image_shape)
     if restart:
         _delete(folder / "imle", folder / "finetune", folder / "pipeline")
     _claim(folder, recipe)
@@ -142,7 +143,7 @@ def train_imle(
             generator,
             samples=kept.fresh(len(codes), recipe.seed) if recipe.finetune.distance else None,
             like=recipe.glo,
-            features=load_features(folder / "glo" / FEATURES, generator.image_shape),
+            features=features,
             seed=recipe.seed,
             device=device,
             folder=folder / "finetune",
