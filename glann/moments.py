@@ -5,7 +5,7 @@ over the steps, and only the step's own samples move: Yang, Geng, Ju, Tian & Wan
 "Representation Fréchet loss for visual generation" (arXiv 2604.28190).
 
 Of a normal distribution with moments m and S the map T(x) = μ + A (x − m), where
-A = S^-½ (S^½ Σ S^½)^½ S^-½, makes one with moments μ and Σ, and moves it as little as can be (Olkin
+A = Σ^½ (Σ^½ S Σ^½)^-½ Σ^½, makes one with moments μ and Σ, and moves it as little as can be (Olkin
 & Pukelsheim 1982, "The distance between two random vectors with given dispersion matrices").  The
 mean of |x − T(x)|² is their Fréchet distance, and has its gradient where T(x) is held.
 """
@@ -13,7 +13,7 @@ mean of |x − T(x)|² is their Fréchet distance, and has its gradient where T(
 import torch
 
 FLATTEST = 1e-4
-"""The least variance of a direction, as a share of the largest."""
+"""The least eigenvalue of (Σ^½ S Σ^½)^½, as a share of the largest."""
 
 STRETCH = 2.0
 """How many times as spread as they are rows are to become at once, at the most."""
@@ -34,7 +34,8 @@ class Moments:
     def __init__(self, wanted: torch.Tensor) -> None:
         rows, d = wanted.cpu().double(), wanted.shape[1]  # not every GPU knows doubles
         self.wanted_mean = rows.mean(0).float().to(wanted.device)
-        self.wanted_covariance = rows.T.cov().view(d, d)
+        variances, axes = torch.linalg.eigh(rows.T.cov().view(d, d))
+        self.wanted_root = (axes * variances.clamp_min(0).sqrt()) @ axes.T
         self.mean = torch.zeros_like(self.wanted_mean)
         self.square = self.mean.new_zeros(d, d)
         # The map, and how much it counts: there is none yet.
@@ -74,16 +75,18 @@ class Moments:
         """
         mean, square = self.mean.cpu().double(), self.square.cpu().double()
         covariance = square - mean[:, None] * mean
-        values, vectors = torch.linalg.eigh(covariance)
-        values = values.clamp_min(FLATTEST * float(values[-1].clamp_min(1e-12)))
-        root, inverse = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
-        squares, directions = torch.linalg.eigh(root @ self.wanted_covariance @ root)
+        squares, directions = torch.linalg.eigh(self.wanted_root @ covariance @ self.wanted_root)
         spreads = squares.clamp_min(0).sqrt()
-        turn = inverse @ (directions * spreads) @ directions.T @ inverse
-        stretches, axes = torch.linalg.eigh((turn + turn.T) / 2)
-        self.turn.copy_((axes * stretches.clamp(0, STRETCH)) @ axes.T)
+        halves = spreads.clamp_min(max(FLATTEST * float(spreads[-1]), 1e-12)).rsqrt()
+        half = self.wanted_root @ (directions * halves)
+        turn = half @ half.T
+        # Hardly ever does it stretch too much, and to ask is a tenth of the work of a limit.
+        if torch.linalg.cholesky_ex(STRETCH * torch.eye(len(turn)) - turn).info:
+            stretches, axes = torch.linalg.eigh(turn)
+            turn = (axes * stretches.clamp_max(STRETCH)) @ axes.T
+        self.turn.copy_(turn)
         self.at.copy_(self.mean)
-        spread = values.sum() + self.wanted_covariance.trace() - 2 * spreads.sum()
+        spread = covariance.trace() + self.wanted_root.square().sum() - 2 * spreads.sum()
         apart = float((mean - self.wanted_mean.cpu()).square().sum() + spread)
         self.weight.fill_(min(1.0, NEAR / max(apart, 1e-12) ** 0.5))
         return apart

@@ -104,9 +104,10 @@ def test_references_are_moved_as_samples_are(digits):
     images = F.interpolate(digits, 27)
     features = learn_features(images, epochs=2, seed=0, device=CPU)[0]
     distance, rows = Distance(features, images, CPU, torch.float32), torch.arange(len(images))
-    still, ways = torch.full((len(images), 2), 0.5), torch.rand(len(images), 2)
+    random = torch.Generator().manual_seed(0)
+    still, ways = torch.full((len(images), 2), 0.5), torch.rand(len(images), 2, generator=random)
     as_they, not_at_all = (distance(to_float(images), each, rows, 1.0) for each in (ways, still))
-    assert abs(float(as_they)) < 0.03 < float(not_at_all)
+    assert abs(float(as_they)) < 0.05 < float(not_at_all)
 
 
 def test_all_of_many_references_are_drawn(digits, features):
