@@ -6,6 +6,7 @@ two views are of one image.  What it goes by, strokes and seams, folds and soles
 has to have to be this one, and what a mean over pixels gives up first.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -15,10 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from glann import processes, storage
 from glann.devices import Replayed, Rows, autocast
+from glann.errors import GlannError
 from glann.images import moved, to_float
-from glann.networks import Encoder
 from glann.optimisers import (
-    adam,
+    Muon,
     learning_rate,
     load_optimiser_state,
     optimiser_state,
@@ -38,18 +39,29 @@ PIXELS = 2**20
 TEMPERATURE = 0.2
 """Of the softmax over cosines."""
 
-LR = 6e-3
-"""Adam's learning rate at its highest."""
+LR = 1.5e-2
+"""Muon's learning rate at its highest."""
 
-WIDTH, HIDDEN, NUMBERS = 32, 256, 128
-"""Channels of the network's first layer, units of its last but one, numbers that come out."""
+NETWORK = "convolutions of 3×3 to maps of 4×4, by Muon"
+"""What learns, and how: features of another are not gone on with."""
+
+WIDTH, SMALLEST = 32, 4
+"""Channels of the first layer, each further one has twice as many, up to 512; the last maps' side,
+about."""
+
+HIDDEN, NUMBERS = 256, 128
+"""Units of the last layer but one, and numbers that come out."""
 
 CALIBRATION = 10_000
 """Images that BatchNorm's statistics are of in the end, at the most: views are darker."""
 
 
 class Features(nn.Module):
-    """Image → what the hidden layers of an `Encoder` with BatchNorm make of it.
+    """Image → what the hidden layers of a network make of it.
+
+    Convolutions of 3×3 with stride 2 halve an image until its maps are about 4×4, at least twice;
+    two full layers follow.  BatchNorm after all of them but the first and the last, then LeakyReLU
+    .2.
 
     Args:
         image_shape: (channels, height, width), each side from 8 to 256.
@@ -59,22 +71,40 @@ class Features(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.encoder = Encoder(image_shape, NUMBERS, WIDTH, HIDDEN, norm="batch")
-        hidden = sum(isinstance(layer, nn.LeakyReLU) for layer in self.encoder.layers)
-        self.register_buffer("spreads", torch.ones(hidden))
+        inputs, height, width = image_shape
+        layers: list[nn.Module] = []
+        halvings = max(2, math.ceil(math.log2(max(height, width) / SMALLEST)))
+        for channels in [min(512, WIDTH << i) for i in range(halvings)]:
+            norm = [nn.BatchNorm2d(channels)] if layers else []
+            layers.append(nn.Conv2d(inputs, channels, 3, 2, 1, bias=not norm))
+            layers += [*norm, nn.LeakyReLU(0.2)]
+            inputs, height, width = channels, (height + 1) // 2, (width + 1) // 2
+        layers += [nn.Flatten(), nn.Linear(inputs * height * width, HIDDEN, bias=False)]
+        layers += [nn.BatchNorm1d(HIDDEN), nn.LeakyReLU(0.2), nn.Linear(HIDDEN, NUMBERS)]
+        self.layers = nn.Sequential(*layers)
+        self.register_buffer("spreads", torch.ones(halvings + 1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def activations(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """What each hidden layer makes of float images: `(n, c, h, w)`, the last `(n, HIDDEN)`."""
+        found = []
+        for layer in self.layers.children():
+            images = layer(images)
+            if isinstance(layer, nn.LeakyReLU):
+                found.append(images)
+        return found
 
     def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Float images `(n, c, h, w)` in [0, 1] → a tensor `(n, …)` of each layer.
 
         Each has standard deviation 1 on training images: all layers count alike.
         """
-        found = self.encoder.activations(images)
+        found = self.activations(images)
         return [each / spread for each, spread in zip(found, self.spreads, strict=True)]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """What views are told apart by: float images `(n, c, h, w)` → `(n, NUMBERS)`."""
-        numbers: torch.Tensor = self.encoder(images)
+        numbers: torch.Tensor = self.layers(images)
         return numbers
 
 
@@ -158,7 +188,8 @@ def learn_features(
     n, channels, height, width = images.shape
     batch_size = images_in_a_step(n, height, width)
     batches = Batches(n, batch_size, epochs)
-    identity = {"settings": {"epochs": batches.epochs}, "seed": seed, "data": fingerprint(images)}
+    settings = {"epochs": batches.epochs, "network": NETWORK}
+    identity = {"settings": settings, "seed": seed, "data": fingerprint(images)}
     with seeded(seed, "features"):
         features = Features((channels, height, width))
     with Training("features", batches, folder, identity, progress) as training:
@@ -167,7 +198,7 @@ def learn_features(
             features.load_state_dict(saved["features"])
         if not training.done:
             features.to(device).train()
-            optimiser = adam(features, LR, betas=(0.9, 0.999))
+            optimiser = Muon(features, LR, betas=(0.9, 0.999))
             if saved:
                 load_optimiser_state(optimiser, saved["optimiser"])
             table = Rows(images, device)
@@ -204,12 +235,22 @@ def learn_features(
 
 
 def load_features(folder: Path, image_shape: tuple[int, int, int]) -> Features | None:
-    """What `learn_features` left in a folder, for images of (channels, height, width), or None."""
+    """What `learn_features` left in a folder, for images of (channels, height, width), or None.
+
+    Raises:
+        GlannError: features of another version's network.
+    """
     if not storage.is_saved(folder):
         return None
     manifest, parts = storage.load(folder, "features")
     if not manifest["done"]:
         return None
+    found = manifest["identity"]["settings"].get("network")
+    if found != NETWORK:
+        raise GlannError(
+            f"{folder} has features of another network than this version's: {found!r}, wanted "
+            f"{NETWORK!r}. Train stage one again: glann train-glo … --restart"
+        )
     features = Features(image_shape)
     features.load_state_dict(parts["features"])
     return features.eval().requires_grad_(False)
@@ -227,7 +268,7 @@ def _calibrate(
     parts = chosen.tensor_split(max(1, len(chosen) // (2 * batch_size)))  # as many as views
     with torch.no_grad():
         for part in parts:
-            features.encoder.activations(to_float(part.to(device)))
+            features.activations(to_float(part.to(device)))
         features.eval()
-        made = features.encoder.activations(to_float(parts[0].to(device)))
+        made = features.activations(to_float(parts[0].to(device)))
         features.spreads.copy_(torch.stack([each.std() for each in made]).clamp_min(1e-2))

@@ -283,16 +283,6 @@ class Encoder(nn.Module):
         numbers: torch.Tensor = self.layers(pad(images, self.padding))
         return numbers
 
-    def activations(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """What each hidden layer makes of float images: `(n, c, h, w)`, the last `(n, hidden)`."""
-        found = []
-        images = pad(images, self.padding)
-        for layer in self.layers.children():
-            images = layer(images)
-            if isinstance(layer, nn.LeakyReLU):
-                found.append(images)
-        return found
-
 
 class Mapper(nn.Module):
     """Noise → code: `depth` full layers of `width` with BatchNorm and ReLU, then a linear one.

@@ -70,7 +70,7 @@ def adam(
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are made orthogonal, for convolutions; Adam for all other weights.
+    """Momentum whose steps are made orthogonal, for inner convolutions; Adam for all other weights.
 
     Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks": the gradient's
     moving average M = U Σ Vᵀ of a layer's weights, taken as a matrix, is replaced by about U Vᵀ,
@@ -79,8 +79,10 @@ class Muon(torch.optim.Optimizer):
     side) long, which makes them as long as Adam's: one learning rate does for both.
 
     A convolution's matrix has its first dimension for rows; of one row or column alone there is
-    nothing to make orthogonal.  Full layers get Adam's steps: a generator's first one, which reads
-    codes, learns as well by them, and of a large one U Vᵀ would cost more than the gradient.
+    nothing to make orthogonal.  The layer that reads the network's input gets Adam's steps, as with
+    Jordan et al.: of a few pixels it would come to see all frequencies alike, the finest as well as
+    strokes.  So do full layers: a generator's first one learns as well by them, and of a large one
+    U Vᵀ would cost more than the gradient.
 
     Args:
         network: its weights are on one device.
@@ -98,8 +100,9 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = BETAS,
     ) -> None:
-        layers = [layer.weight for layer in network.modules() if isinstance(layer, self.KINDS)]
-        matrices = [w for w in layers if min(len(w), w[0].numel()) > 1]
+        layers = [m for m in network.modules() if isinstance(m, (*self.KINDS, nn.Linear))]
+        turned = [layer.weight for layer in layers[1:] if isinstance(layer, self.KINDS)]
+        matrices = [w for w in turned if min(len(w), w[0].numel()) > 1]
         known = {id(w) for w in matrices}
         others = [p for p in network.parameters() if id(p) not in known]
         groups: list[dict[str, Any]] = [

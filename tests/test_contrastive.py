@@ -114,8 +114,8 @@ def test_contrast_falls_as_views_of_an_image_come_together():
     ("shape", "sides"),
     [
         ((1, 8, 8), [(4, 4), (2, 2)]),
-        ((1, 27, 28), [(14, 14), (7, 7)]),
-        ((3, 64, 48), [(32, 24), (16, 12), (8, 6)]),
+        ((1, 27, 28), [(14, 14), (7, 7), (4, 4)]),
+        ((3, 64, 48), [(32, 24), (16, 12), (8, 6), (4, 3)]),
     ],
 )
 def test_maps_are_of_every_hidden_layer(shape, sides):
@@ -123,9 +123,9 @@ def test_maps_are_of_every_hidden_layer(shape, sides):
     images = torch.rand(2, *shape)
     maps = features.maps(images)
     assert [tuple(each.shape[2:]) for each in maps[:-1]] == sides
-    assert [each.shape[1] for each in maps[:-1]] == [32, 64, 128][: len(sides)]
+    assert [each.shape[1] for each in maps[:-1]] == [32, 64, 128, 256][: len(sides)]
     assert maps[-1].shape == (2, 256)
-    torch.testing.assert_close(features.encoder.layers[-1](maps[-1]), features(images))
+    torch.testing.assert_close(features.layers[-1](maps[-1]), features(images))
     features.spreads[0] = 4.0
     torch.testing.assert_close(features.maps(images)[0], maps[0] / 4)
 
@@ -143,7 +143,7 @@ def test_learning_tells_images_apart_and_leaves_the_statistics_of_images(digits)
     assert told_apart(features) < 0.7 * told_apart(Features((1, 8, 8)).eval())
     assert not any(weight.requires_grad for weight in features.parameters())
     # BatchNorm knows images as they are, and all layers count alike.
-    below, norm = features.encoder.layers[:3](to_float(digits)), features.encoder.layers[3]
+    below, norm = features.layers[:3](to_float(digits)), features.layers[3]
     torch.testing.assert_close(norm.running_mean, below.mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
     assert [float(each.std()) for each in features.maps(to_float(digits))] == pytest.approx([1] * 3)
 
@@ -182,6 +182,16 @@ def test_what_was_learned_is_loaded_and_not_learned_again(digits, tmp_path, monk
         for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True)
     )
     assert not any(m.training for m in again.modules() if isinstance(m, _BatchNorm))
+
+
+def test_features_of_another_network_are_refused(digits, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("glann.contrastive.NETWORK", "of before")
+        learn(digits, tmp_path)
+    with pytest.raises(GlannError, match=r"'of before', wanted .*--restart"):
+        load_features(tmp_path, (1, 8, 8))
+    with pytest.raises(GlannError, match="network: then 'of before'"):
+        learn(digits, tmp_path)
 
 
 def test_another_training_in_the_folder_is_refused(digits, tmp_path):

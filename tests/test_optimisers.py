@@ -240,6 +240,13 @@ def test_muon_turns_convolutions_but_of_one_channel(blocks):
     assert set(turned) <= convolutions
 
 
+def test_muon_leaves_the_layer_that_reads_the_input_to_adam():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 5, 3), nn.Linear(2, 2))
+    turned, others = Muon(network, 0.1).param_groups
+    assert [id(p) for p in turned["params"]] == [id(network[2].weight)]
+    assert id(network[0].weight) in map(id, others["params"])
+
+
 def test_muon_of_a_network_without_matrices_is_adam():
     norms = [nn.BatchNorm1d(3), nn.BatchNorm1d(3)]
     optimisers = [Muon(norms[0], 0.1), adam(norms[1], 0.1)]
