@@ -42,12 +42,11 @@ TEMPERATURE = 0.2
 LR = 1.5e-2
 """Muon's learning rate at its highest."""
 
-NETWORK = "convolutions of 3×3 to maps of 4×4, by Muon"
+NETWORK = "convolutions of 3×3, by Muon"
 """What learns, and how: features of another are not gone on with."""
 
-WIDTH, SMALLEST = 32, 4
-"""Channels of the first layer, each further one has twice as many, up to 512; the last maps' side,
-about."""
+WIDTH = 32
+"""Channels of the first layer; each further one has twice as many, up to 512."""
 
 HIDDEN, NUMBERS = 256, 128
 """Units of the last layer but one, and numbers that come out."""
@@ -59,9 +58,9 @@ CALIBRATION = 10_000
 class Features(nn.Module):
     """Image → what the hidden layers of a network make of it.
 
-    Convolutions of 3×3 with stride 2 halve an image until its maps are about 4×4, at least twice;
-    two full layers follow.  BatchNorm after all of them but the first and the last, then LeakyReLU
-    .2.
+    Convolutions of 3×3 with stride 2 halve an image until its maps are about 4×4, of one larger
+    than 32×32 about 8×8; at least twice.  Two full layers follow.  BatchNorm after all layers but
+    the first and the last, then LeakyReLU .2.
 
     Args:
         image_shape: (channels, height, width), each side from 8 to 256.
@@ -73,7 +72,8 @@ class Features(nn.Module):
         super().__init__()
         inputs, height, width = image_shape
         layers: list[nn.Module] = []
-        halvings = max(2, math.ceil(math.log2(max(height, width) / SMALLEST)))
+        to_4 = math.ceil(math.log2(max(height, width) / 4))
+        halvings = max(2, min(3, to_4), to_4 - 1)
         for channels in [min(512, WIDTH << i) for i in range(halvings)]:
             norm = [nn.BatchNorm2d(channels)] if layers else []
             layers.append(nn.Conv2d(inputs, channels, 3, 2, 1, bias=not norm))
