@@ -31,6 +31,9 @@ COMPARED = 512
 WITHIN = 4096
 """References among whose pairs the mean distance of images from each other is found."""
 
+DIRECTIONS = 256
+"""Random ones, that what the last map has at all of its places together is seen in."""
+
 FLATTEST = 1e-3
 """The least variance of a direction, as a share of the largest."""
 
@@ -74,6 +77,10 @@ class Distance:
     ) -> None:
         self.features = features.to(device)
         self.device, self.precision = device, precision
+        with torch.no_grad():
+            last = self._maps(to_float(images[:1].to(device)))[-2]
+        random = random_generator(seed, "directions")
+        self.directions = torch.randn(last.numel(), DIRECTIONS, generator=random).to(device)
         rows = permutation(seed, "references", 0, len(images))[:REFERENCES]
         ways = torch.rand(len(rows), 2, generator=random_generator(seed, "references moved"))
         with torch.no_grad():
@@ -153,21 +160,24 @@ class Distance:
             if step % RENEWED == 0 and fewest >= KNOWN * len(moments.mean):
                 moments.renew()
 
+    def _maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        with autocast(self.precision, self.device):
+            return self.features.maps(images.contiguous(memory_format=torch.channels_last))
+
     def _summaries(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Of float images, float32 `(n, numbers)` each.
 
         One of what there is of each channel of the maps, wherever it is: mean and root mean square.
-        One of the last hidden layer, which has seen the whole image.
+        One of what is where in the last of them.  One of the last hidden layer, which has seen the
+        whole image, and leaves out what views were not told apart by.
         """
-        with autocast(self.precision, self.device):
-            maps = self.features.maps(images.contiguous(memory_format=torch.channels_last))
-        *local, whole = (each.float() for each in maps)
+        *local, whole = (each.float() for each in self._maps(images))
         textures = [
             part
             for each in local
             for part in (each.mean((2, 3)), each.square().mean((2, 3)).clamp_min(1e-6).sqrt())
         ]
-        return [torch.cat(textures, 1), whole]
+        return [torch.cat(textures, 1), local[-1].flatten(1) @ self.directions, whole]
 
 
 def half_whitening(table: torch.Tensor) -> torch.Tensor:

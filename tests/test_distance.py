@@ -97,7 +97,7 @@ def test_images_are_at_no_distance_from_themselves_and_others_are_far(digits, fe
     own = of(images)  # each is its own reference, once
     dark, one = (of(made) for made in (0.8 * images, images[:1].expand_as(images)))
     blurred = of(F.avg_pool2d(images, 3, 1, 1))
-    assert abs(own) < 0.05 < min(dark, blurred, one)
+    assert abs(own) < 0.1 < min(dark, blurred, one)
 
 
 def test_references_are_moved_as_samples_are(digits):
@@ -107,7 +107,7 @@ def test_references_are_moved_as_samples_are(digits):
     random = torch.Generator().manual_seed(0)
     still, ways = torch.full((len(images), 2), 0.5), torch.rand(len(images), 2, generator=random)
     as_they, not_at_all = (distance(to_float(images), each, rows, 1.0) for each in (ways, still))
-    assert abs(float(as_they)) < 0.05 < float(not_at_all)
+    assert abs(float(as_they)) < 0.1 < float(not_at_all)
 
 
 def test_all_of_many_references_are_drawn(digits, features):
@@ -153,7 +153,7 @@ def test_each_step_counts_alike_until_older_ones_leave_the_window(step, samples,
     assert Distance.share(None, step, samples) == pytest.approx(share)
 
 
-@pytest.mark.parametrize(("known", "wanted"), [(0.5, [192, 192, 256]), (1, [])])
+@pytest.mark.parametrize(("known", "wanted"), [(0.5, [192, 192, 256, 256]), (1, [])])
 def test_moments_of_few_samples_and_of_few_images_are_not_looked_at(
     digits, features, monkeypatch, known, wanted
 ):
@@ -164,3 +164,16 @@ def test_moments_of_few_samples_and_of_few_images_are_not_looked_at(
     for step in range(17):  # every eighth: after 11, 99 and 187 samples, beside 150 images
         distance.renew(step, 11)
     assert renewed == wanted
+
+
+def test_what_is_where_counts(digits):
+    class Blind(torch.nn.Module):  # to all but the pixels of the last map
+        def maps(self, images):
+            return [images, torch.zeros(len(images), 4)]
+
+    distance = Distance(Blind(), digits, CPU, torch.float32)
+    rows, ways = torch.arange(len(digits)), torch.full((len(digits), 2), 0.5)
+    as_they, turned = (
+        float(distance(to_float(made), ways, rows, 1.0)) for made in (digits, digits.mT)
+    )
+    assert abs(as_they) < 0.05 < turned
