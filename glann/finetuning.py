@@ -57,7 +57,7 @@ class FineTuning:
     schedule: str = setting("one-cycle", "how the learning rate changes", choices=SCHEDULES)
     loss: str | None = setting(None, "reconstruction loss; none: stage one's", choices=LOSSES)
     distance: float = setting(
-        10.0,
+        6.67,
         "weight of how far samples are from images as wholes, by what images teach without labels; "
         "0: samples are not looked at",
         minimum=0,
