@@ -64,7 +64,7 @@ class Distance:
         images: training images, uint8 `(n, c, h, w)` on the CPU.
         device: where samples are.
         precision: of matrix products.
-        seed: of which images are taken for references.
+        seed: of which images are taken for references, and of directions.
     """
 
     def __init__(
