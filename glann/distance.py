@@ -17,6 +17,7 @@ import torch
 from glann import processes
 from glann.contrastive import Features
 from glann.devices import autocast
+from glann.errors import GlannError
 from glann.images import moved, to_float
 from glann.moments import Moments
 from glann.randomness import generator as random_generator
@@ -145,7 +146,16 @@ class Distance:
         }
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave.
+
+        Raises:
+            GlannError: what another version gave, which compared other summaries.
+        """
+        if state.keys() != self.state().keys():
+            raise GlannError(
+                "fine-tuning was left off by another version, which compared other features; "
+                "--restart to begin it anew"
+            )
         for number, moments in enumerate(self.moments):
             moments.load_state({name: state[f"{number}.{name}"] for name in Moments.STATE})
 

@@ -11,6 +11,7 @@ from scipy.stats import energy_distance as of_scipy
 from glann import distance as module
 from glann.contrastive import learn_features
 from glann.distance import Distance, energy_distance, half_whitening
+from glann.errors import GlannError
 from glann.images import to_float
 from glann.moments import NEAR
 
@@ -177,3 +178,12 @@ def test_what_is_where_counts(digits):
         float(distance(to_float(made), ways, rows, 1.0)) for made in (digits, digits.mT)
     )
     assert abs(as_they) < 0.05 < turned
+
+
+def test_moments_of_other_summaries_are_not_gone_on_with(digits, features):
+    distance = Distance(features, digits, CPU, torch.float32)
+    state = distance.state()
+    distance.load_state(state)
+    fewer = {key: table for key, table in state.items() if not key.startswith("2.")}
+    with pytest.raises(GlannError, match="--restart"):
+        distance.load_state(fewer)
