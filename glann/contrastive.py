@@ -45,9 +45,6 @@ LR = 1.5e-2
 NETWORK = "convolutions of 3×3, by Muon"
 """What learns, and how: features of another are not gone on with."""
 
-WIDTH = 32
-"""Channels of the first layer; each further one has twice as many, up to 512."""
-
 HIDDEN, NUMBERS = 256, 128
 """Units of the last layer but one, and numbers that come out."""
 
@@ -64,22 +61,23 @@ class Features(nn.Module):
 
     Args:
         image_shape: (channels, height, width), each side from 8 to 256.
+        width: channels of the first layer; each further one has twice as many, up to 512.
     """
 
     spreads: torch.Tensor
 
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], width: int = 32) -> None:
         super().__init__()
-        inputs, height, width = image_shape
+        inputs, height, across = image_shape
         layers: list[nn.Module] = []
-        to_4 = math.ceil(math.log2(max(height, width) / 4))
+        to_4 = math.ceil(math.log2(max(height, across) / 4))
         halvings = max(2, min(3, to_4), to_4 - 1)
-        for channels in [min(512, WIDTH << i) for i in range(halvings)]:
+        for channels in [min(512, width << i) for i in range(halvings)]:
             norm = [nn.BatchNorm2d(channels)] if layers else []
             layers.append(nn.Conv2d(inputs, channels, 3, 2, 1, bias=not norm))
             layers += [*norm, nn.LeakyReLU(0.2)]
-            inputs, height, width = channels, (height + 1) // 2, (width + 1) // 2
-        layers += [nn.Flatten(), nn.Linear(inputs * height * width, HIDDEN, bias=False)]
+            inputs, height, across = channels, (height + 1) // 2, (across + 1) // 2
+        layers += [nn.Flatten(), nn.Linear(inputs * height * across, HIDDEN, bias=False)]
         layers += [nn.BatchNorm1d(HIDDEN), nn.LeakyReLU(0.2), nn.Linear(HIDDEN, NUMBERS)]
         self.layers = nn.Sequential(*layers)
         self.register_buffer("spreads", torch.ones(halvings + 1))
@@ -161,6 +159,7 @@ def learn_features(
     images: torch.Tensor,
     *,
     epochs: float,
+    width: int = 32,
     seed: int = 0,
     device: torch.device,
     precision: torch.dtype = torch.float32,
@@ -172,6 +171,7 @@ def learn_features(
     Args:
         images: uint8 `(n, channels, height, width)`.
         epochs: passes over the images.
+        width: of the network, as of `Features`.
         seed: of starting weights, order and views.
         device: where to compute.
         precision: of matrix products.
@@ -185,13 +185,13 @@ def learn_features(
         GlannError: a folder of another training, a loss that is not finite; Interrupted after
             Ctrl-C, when there is a folder.
     """
-    n, channels, height, width = images.shape
-    batch_size = images_in_a_step(n, height, width)
+    n, channels, height, across = images.shape
+    batch_size = images_in_a_step(n, height, across)
     batches = Batches(n, batch_size, epochs)
-    settings = {"epochs": batches.epochs, "network": NETWORK}
+    settings = {"epochs": batches.epochs, "network": NETWORK, "width": width}
     identity = {"settings": settings, "seed": seed, "data": fingerprint(images)}
     with seeded(seed, "features"):
-        features = Features((channels, height, width))
+        features = Features((channels, height, across), width)
     with Training("features", batches, folder, identity, progress) as training:
         saved = training.resume()
         if saved:
@@ -245,13 +245,14 @@ def load_features(folder: Path, image_shape: tuple[int, int, int]) -> Features |
     manifest, parts = storage.load(folder, "features")
     if not manifest["done"]:
         return None
-    found = manifest["identity"]["settings"].get("network")
+    settings = manifest["identity"]["settings"]
+    found = settings.get("network")
     if found != NETWORK:
         raise GlannError(
             f"{folder} has features of another network than this version's: {found!r}, wanted "
             f"{NETWORK!r}. Train stage one again: glann train-glo … --restart"
         )
-    features = Features(image_shape)
+    features = Features(image_shape, settings.get("width", 32))
     features.load_state_dict(parts["features"])
     return features.eval().requires_grad_(False)
 

@@ -78,6 +78,13 @@ class GLO:
         "more than twice as many as stage one sees",
         minimum=1,
     )
+    feature_width: int = setting(
+        32,
+        "channels of the first layer of the network that learns these features; each further one "
+        "has twice as many",
+        minimum=4,
+        maximum=512,
+    )
     vgg_weights: str | None = setting(None, "file with VGG16's weights, for loss 'vgg'")
     codes_on: str = setting(
         "memory",
@@ -281,6 +288,7 @@ class GLO:
         return learn_features(
             images,
             epochs=min(self.feature_images / len(images), 2 * self.epochs),
+            width=self.feature_width,
             seed=seed,
             device=device,
             precision=pick_precision(self.precision, device),

@@ -195,6 +195,19 @@ def test_features_of_another_network_are_refused(digits, tmp_path, monkeypatch):
         learn(digits, tmp_path)
 
 
+@pytest.mark.parametrize(("width", "channels"), [(6, [6, 12]), (300, [300, 512])])
+def test_features_as_wide_as_asked_for_are_learned_and_loaded(digits, tmp_path, width, channels):
+    given = {"code_dim": 8, "epochs": 1, "batch_size": 32, "width": 8, "hidden": 32}
+    settings = {**given, "feature_images": 64, "feature_width": width}
+    learned = GLO(**settings).fit(digits, folder=tmp_path).features_
+    loaded = load_features(tmp_path / "features", (1, 8, 8))
+    for features in (learned, loaded):
+        maps = features.maps(to_float(digits[:2]))
+        assert [each.shape[1] for each in maps[:-1]] == channels
+    with pytest.raises(GlannError, match=f"width: then {width}, now 32"):
+        learn(digits, tmp_path / "features", epochs=64 / len(digits))
+
+
 def test_another_training_in_the_folder_is_refused(digits, tmp_path):
     learn(digits, tmp_path)
     with pytest.raises(GlannError, match="another seed"):
