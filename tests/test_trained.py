@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from glann import runner
+from glann.density import Mixture
 from glann.studies import likelihood, support
 from glann.studies.study import Place
 from glann.studies.trained import trained
@@ -53,6 +55,25 @@ def test_a_model_is_trained_once_in_the_recipe_s_run(place, model, monkeypatch):
     assert not first.equal(other)
     monkeypatch.setattr(runner, "train_glo", None)
     assert trained(place, recipe, model, 0).sample(4, 0).equal(first)
+
+
+def test_the_mixture_is_on_the_codes_of_glann_s_stage_one(place, monkeypatch):
+    recipe = str(place.runs / "tiny.toml")
+    trained(place, recipe, "glann", 0)
+    generator, codes, _ = runner.load_stage_one(place.runs / "tiny")
+    monkeypatch.setattr(runner, "train_glo", None)
+    made = trained(place, recipe, "mixture", 0)
+    assert made.sampler.sample(9, 1).equal(Mixture().fit(codes, seed=3).sample(9, 1))
+    assert all(map(torch.equal, made.generator.parameters(), generator.parameters()))
+
+
+def test_likelihood_under_training_images_leaves_out_those_that_choose_the_width(place):
+    recipe = str(place.runs / "tiny.toml")
+    row = likelihood.images_row(
+        place, recipe=recipe, model="floor", seed=0, samples=2000, validation=1
+    )
+    assert row["sigma"] > min(likelihood.WIDTHS)  # the best for an image that is among the kernels
+    assert math.isfinite(row["likelihood"])
 
 
 def test_rows_of_its_samples(place):

@@ -61,9 +61,10 @@ class LikelihoodSettings:
     held_out: int = setting(1000, "fresh points whose likelihood is measured", minimum=2)
     recipe: str = setting("mnist-short", "whose images and models are scored; none: no images")
     models: list[str] = setting(
-        ["glann", "pixel-imle", "vae", "ns-gan", "wgan-gp"],
-        "trained if they aren't yet in the recipe's run",
-        choices=("glann", *MODELS),
+        ["floor", "mixture", "glann", "pixel-imle", "vae", "ns-gan", "wgan-gp"],
+        "trained if they aren't yet in the recipe's run; floor: training images themselves, "
+        "mixture: on the codes of GLANN's stage one",
+        choices=("floor", "mixture", "glann", *MODELS),
     )
     samples: int = setting(10_000, "of each model, under their kernels", minimum=10)
     validation: int = setting(1000, "training images by which the width is chosen", minimum=2)
@@ -143,16 +144,20 @@ def concordance(curve: Sequence[dict[str, float]]) -> float:
 def images_row(
     place: Place, *, recipe: str, model: str, seed: int, samples: int, validation: int
 ) -> Row:
-    """The Parzen log-likelihood of a recipe's test images under a model's samples."""
+    """The Parzen log-likelihood of a recipe's test images under a model's samples.
+
+    Of "floor" samples are training images, but for those that the width is chosen by: as many, or
+    all that there are.
+    """
     train, test = images_of(place, load_recipe(recipe))
-    pipeline = trained(place, recipe, model, seed)
-    chosen = permutation(seed, "likelihood's validation", 0, len(train))[:validation]
-    some = train.images[chosen]
-    fake, real = (
-        to_float(images).flatten(1)
-        for images in (pipeline.sample(samples, SAMPLE_SEED), test.images)
-    )
-    sigma = choose_sigma(real=to_float(some).flatten(1), fake=fake, sigmas=WIDTHS)
+    order = permutation(seed, "likelihood's validation", 0, len(train))
+    if model == "floor":
+        made = train.images[order[validation : validation + samples]]
+    else:
+        made = trained(place, recipe, model, seed).sample(samples, SAMPLE_SEED)
+    some = train.images[order[:validation]]
+    fake, real, held_out = (to_float(images).flatten(1) for images in (made, test.images, some))
+    sigma = choose_sigma(real=held_out, fake=fake, sigmas=WIDTHS)
     mean, error = mean_and_error(parzen_log_likelihood(real=real, fake=fake, sigma=sigma))
     return {"likelihood": mean, "error": error, "sigma": sigma, "test_images": len(real)}
 

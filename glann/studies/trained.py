@@ -18,7 +18,8 @@ from glann.studies.study import Place
 def trained(place: Place, recipe: str, model: str, seed: int) -> GLANN:
     """GLANN or a baseline, trained with the recipe's seed + `seed` unless it is already.
 
-    It lies where `glann compare` keeps it, in the recipe's run folder.
+    It lies where `glann compare` keeps it, in the recipe's run folder.  "mixture" is the mixture on
+    the codes of GLANN's stage one, with the generator of that.
     """
     asked = load_recipe(recipe)
     folder = place.runs / asked.name
@@ -26,8 +27,13 @@ def trained(place: Place, recipe: str, model: str, seed: int) -> GLANN:
         asked = dataclasses.replace(asked, seed=asked.seed + seed)
         folder = folder / "seeds" / str(asked.seed)
     how: dict[str, Any] = {"data": place.data, "device": place.device, "progress": False}
-    if model == "glann":
-        return runner.trained(asked, folder, **how)
+    if model in ("glann", "mixture"):
+        pipeline = runner.trained(asked, folder, **how)
+        if model == "glann":
+            return pipeline
+        generator, codes, _ = runner.load_stage_one(folder)
+        mixture = runner.mixture_of(folder, codes, asked.seed)
+        return GLANN(generator, mixture).to(str(pipeline.device))
     return runner.train_baseline(asked, model, folder, **how)
 
 
