@@ -120,8 +120,8 @@ class IMLE:
     )
     tries: int = setting(
         1,
-        "candidates of its cell of which a sample takes the one that is nearest to a training "
-        "code's",
+        "candidates of its cell of which a sample takes the first that is not the farthest of them "
+        "from what codes chose: 4 leave out the quarter of the noise that is the farthest from it",
         minimum=1,
         maximum=100,
     )
@@ -498,10 +498,11 @@ class Details(NamedTuple):
     details: torch.Tensor
 
     def added(self, candidates: torch.Tensor, mix: float) -> torch.Tensor:
-        """The candidates that are nearest to an anchor, with its details, `(n, code_dim)`.
+        """Of each row's candidates one, with the nearest anchor's details, `(n, code_dim)`.
 
-        What noise makes that no code ever chose may lie between the data; of several candidates
-        the nearest to what a code chose rarely does.
+        What noise makes that no code ever chose may lie between the data.  So it is the first of
+        them, but the second where the first is the farthest of them all from what codes chose: what
+        is left out is of each cell's noise the share 1 / tries, and its shares are kept.
 
         Args:
             candidates: float32 `(n, tries, code_dim)`.
@@ -510,7 +511,8 @@ class Details(NamedTuple):
         """
         n, tries = candidates.shape[:2]
         anchors, squares = nearest(candidates.flatten(0, 1), self.anchors)
-        rows = torch.arange(n), squares.view(n, tries).argmin(1)
+        farthest = squares.view(n, tries).argmax(1)
+        rows = torch.arange(n), ((farthest == 0) & (tries > 1)).long()
         codes, first = candidates[rows], anchors.view(n, tries)[rows]
         made = codes + self.details[first]
         for odd in (0, 1):
