@@ -102,7 +102,10 @@ def test_several_processes_give_the_rows_of_one(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["likelihood", "modes"])
 def test_a_recipe_s_file_gives_rows_its_name_and_not_its_folders(name, tmp_path):
     study, path = find_study(name), tmp_path / "mine.toml"
-    images = {"modes": {"mixtures": [], "birthday": ["glann"]}, "likelihood": {"densities": []}}
+    images = {
+        "modes": {"mixtures": [], "birthday": ["glann"]},
+        "likelihood": {"densities": [], "models": ["glann"]},
+    }
     settings = study.settings(recipe=str(path), **images[name])
     assert "mine-glann-0" in [run.key for run in study.runs(settings)]
 

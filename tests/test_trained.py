@@ -76,6 +76,20 @@ def test_likelihood_under_training_images_leaves_out_those_that_choose_the_width
     assert math.isfinite(row["likelihood"])
 
 
+def test_runs_side_by_side_never_train_the_same_stage_one(place):
+    recipe = str(place.runs / "tiny.toml")
+    models = ["glann", "floor", "mixture", "vae"]
+    settings = likelihood.LikelihoodSettings(densities=[], recipe=recipe, models=models, seeds=2)
+    settings.samples = settings.validation = 100
+    runs = likelihood.STUDY.runs(settings)
+    trains_it = [run for run in runs if run.arguments.get("model") not in ("floor", "vae")]
+    assert [run.arguments["seed"] for run in trains_it] == [0, 1]
+    rows = trains_it[0].function(place, **trains_it[0].arguments)
+    assert [row["model"] for row in rows] == ["mixture", "glann"]
+    alone = likelihood.images_row(place, model="glann", **trains_it[0].arguments)
+    assert rows[1] == {"model": "glann", **alone}
+
+
 def test_rows_of_its_samples(place):
     recipe = str(place.runs / "tiny.toml")
     row = support.images_row(place, recipe=recipe, model="glann", seed=0)

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -91,11 +92,18 @@ def runs(settings: LikelihoodSettings) -> list[Run]:
     fields = ("recipe", "samples", "validation")
     shared = {name: getattr(settings, name) for name in fields}
     named = Path(settings.recipe).stem  # it may be a file's path
-    return known + [
+    seeds, of_codes = range(settings.seeds), ("mixture", "glann")
+    together = {*of_codes} <= {*settings.models}
+    codes = [
+        Run(f"{named}-mixture-glann-{seed}", codes_rows, {"seed": seed} | shared) for seed in seeds
+    ]
+    others = [
         Run(f"{named}-{model}-{seed}", images_row, {"model": model, "seed": seed} | shared)
         for model in settings.models
-        for seed in range(settings.seeds)
+        if not (together and model in of_codes)
+        for seed in seeds
     ]
+    return known + codes * together + others
 
 
 def density_row(place: Place, *, density: str, seed: int, steps: int, held_out: int) -> Row:
@@ -160,6 +168,15 @@ def images_row(
     sigma = choose_sigma(real=held_out, fake=fake, sigmas=WIDTHS)
     mean, error = mean_and_error(parzen_log_likelihood(real=real, fake=fake, sigma=sigma))
     return {"likelihood": mean, "error": error, "sigma": sigma, "test_images": len(real)}
+
+
+def codes_rows(place: Place, *, recipe: str, seed: int, samples: int, validation: int) -> list[Row]:
+    """`images_row` of the mixture and of GLANN, whose stage one is trained by one run, not two."""
+    how: dict[str, Any] = {"recipe": recipe, "seed": seed, "samples": samples}
+    return [
+        {"model": model, **images_row(place, model=model, validation=validation, **how)}
+        for model in ("mixture", "glann")
+    ]
 
 
 def section(settings: LikelihoodSettings, rows: Sequence[Row], folder: Path) -> Section:
