@@ -47,6 +47,9 @@ ASK_STEPS = 10
 PICTURES = 10
 """Moments of a run, evenly spread, at which progress is shown; the last is its end."""
 
+CROWDED = 20.0
+"""Times a second that a thread has to leave its core to other work, from which it is said so."""
+
 SNAPSHOT = 1000
 """Samples kept of such a moment, from which scores against time are computed afterwards."""
 
@@ -113,6 +116,15 @@ def peak_memory() -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
+def cores_left() -> int:
+    """Times that this process's threads had to leave a core to others so far."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
 class Training:
     """Counts, logs and saves one training; a context manager around a method's loop.
 
@@ -147,6 +159,8 @@ class Training:
         self._loss_sum: torch.Tensor | float = 0.0
         self._loss_count = 0
         self._lr = 0.0
+        self._steps_began, self._left_before = 0.0, 0
+        self._looked_round = False
         self._asked: str | None = None  # to stop, by this signal
         self._stop: str | None = None  # what all processes agreed on
         self._bar: tqdm | None = None
@@ -281,6 +295,7 @@ class Training:
             smoothing=0.05,
             disable=not self.progress or not sys.stderr.isatty(),
         )
+        self._steps_began, self._left_before = time.monotonic(), cores_left()
         epoch_rows: list[torch.Tensor] = []
         while self.step < batches.steps:
             # A signal that came after `checkpoint_due` was asked waits for one more step.
@@ -355,6 +370,25 @@ class Training:
                 + "".join(f"{name.replace('_', ' ')} {value}  " for name, value in shown.items())
                 + f"lr {lr:.1e}  {rate:>8,.0f}/s  {line['seconds']:>6.0f} s"
                 f"  {line['peak_memory_bytes'] / 2**20:>6,.0f} MB",
+                file=sys.stderr,
+            )
+        if self.progress and not self._looked_round and now - self._steps_began > 10:
+            self._look_round(now - self._steps_began)
+
+    def _look_round(self, seconds: float) -> None:
+        """Say so, once, if other work keeps the cores busy.
+
+        Threads wait for each other many times a step.  Where one has to wait for a core, all do,
+        and steps of small networks take ten times as long as by a single thread.
+        """
+        self._looked_round = True
+        threads = torch.get_num_threads()
+        left = (cores_left() - self._left_before) / seconds / threads
+        if threads > 1 and left > CROWDED:
+            tqdm.write(
+                f"note  other work keeps the cores busy: each of {threads} threads had to leave "
+                f"its core {left:.0f} times a second. With OMP_NUM_THREADS=1 in the environment it "
+                "may be much faster: stop with Ctrl-C, and the same command goes on",
                 file=sys.stderr,
             )
 

@@ -503,6 +503,35 @@ def test_progress_is_one_aligned_line_where_there_is_no_terminal(folder, tmp_pat
     assert line.startswith("toy   step      16/16  epoch    4.00/4  loss 0.")
 
 
+@pytest.mark.parametrize(
+    ("threads", "a_second", "progress", "noted"),
+    [
+        (2, 70, True, True),
+        (2, 5, True, False),
+        (1, 150, True, False),
+        (2, 70, False, False),
+        (16, 70, True, False),
+    ],
+)
+def test_busy_cores_are_noted_once(threads, a_second, progress, noted, monkeypatch, capsys):
+    """70: what each of two threads had to do beside two other busy processes on two cores."""
+    clock = [1000.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(training, "LOG_STEPS", 1)
+    monkeypatch.setattr(training, "cores_left", lambda: int(clock[0] * 2 * a_second))
+    monkeypatch.setattr(training.torch, "get_num_threads", lambda: threads)
+
+    def at_step(step: int) -> None:
+        clock[0] += 6.0
+
+    method(None, at_step, progress=progress)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
+    assert len(lines) == noted
+    if noted:
+        assert "each of 2 threads had to leave its core 70 times a second" in lines[0]
+        assert "OMP_NUM_THREADS=1" in lines[0]
+
+
 def test_without_progress_there_is_silence(tmp_path, capsys):
     method(tmp_path)
     assert capsys.readouterr() == ("", "")
