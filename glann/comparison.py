@@ -23,7 +23,7 @@ from glann.baselines import MODELS
 from glann.data import Data, Images, load, read_images
 from glann.density import Gaussian
 from glann.devices import pick_device
-from glann.errors import GlannError
+from glann.errors import GlannError, NotFinite
 from glann.evaluation.features import make_features
 from glann.evaluation.scores import Protocol
 from glann.glo import PLACES
@@ -36,7 +36,7 @@ from glann.recipes import Recipe
 from glann.report import write_report
 from glann.report.studies import sections_in
 from glann.storage import fingerprint
-from glann.training import SNAPSHOT, Interrupted, read_snapshots
+from glann.training import SNAPSHOT, read_snapshots
 
 Say = Callable[[str], object]
 Row = dict[str, Any]
@@ -357,11 +357,7 @@ def _trained_rows(
         else:
             pipeline = runner.train_baseline(recipe, model, run, **how)
             parts = [run / "baselines" / model]
-    except Interrupted:
-        raise
-    except GlannError as error:
-        if "not finite" not in str(error):
-            raise
+    except NotFinite as error:
         return [_row(model, recipe.seed, protocol) | {"failed": str(error)}]
     place = run if model == "glann" else None
     rows = pipeline_rows(pipeline, recipe.seed, protocol, results.folder, model, place)

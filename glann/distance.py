@@ -15,7 +15,7 @@ and covariances, and of these much more.
 import torch
 
 from glann import processes
-from glann.contrastive import Features
+from glann.contrastive import Features, images_at_once
 from glann.devices import autocast
 from glann.errors import GlannError
 from glann.images import moved, to_float
@@ -39,7 +39,7 @@ FLATTEST = 1e-3
 """The least variance of a direction, as a share of the largest."""
 
 PARTS = 1000
-"""Images whose features are found at a time."""
+"""Images whose features are found at a time, at the most: of large ones fewer."""
 
 WINDOW = 8192
 """Samples that running moments are of, about: with each step older ones count for less."""
@@ -84,12 +84,13 @@ class Distance:
         self.directions = torch.randn(last.numel(), DIRECTIONS, generator=random).to(device)
         rows = permutation(seed, "references", 0, len(images))[:REFERENCES]
         ways = torch.rand(len(rows), 2, generator=random_generator(seed, "references moved"))
+        parts = min(PARTS, images_at_once(*images.shape[2:]))
         with torch.no_grad():
             found = [
                 self._summaries(moved(to_float(images[part].to(device)), way.to(device)))
-                for part, way in zip(rows.split(PARTS), ways.split(PARTS), strict=True)
+                for part, way in zip(rows.split(parts), ways.split(parts), strict=True)
             ]
-        tables = [torch.cat(parts) for parts in zip(*found, strict=True)]
+        tables = [torch.cat(each) for each in zip(*found, strict=True)]
         self.means = [table.mean(0) for table in tables]
         self.turns = [half_whitening(table) for table in tables]
         self.tables = [

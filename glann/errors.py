@@ -7,3 +7,7 @@ class GlannError(Exception):
     The message says what was given, what was wanted and what to do.  The command line prints it
     without a traceback and exits with code 2.
     """
+
+
+class NotFinite(GlannError):
+    """A training came to numbers that are not finite: a result, where trainings are compared."""

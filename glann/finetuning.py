@@ -38,7 +38,7 @@ from glann.optimisers import (
 from glann.randomness import generator as random_generator
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
-from glann.training import Batches, Training
+from glann.training import Batches, Parts, Training
 
 
 @dataclass(kw_only=True)
@@ -121,105 +121,123 @@ class FineTuning:
         settings |= {key: getattr(like, key) for key in ("optimiser", "precision")}
         if not looked_at:
             del settings["distance"], settings["sample_batch_size"]
-        # Codes tell the sampler that samples are of.
+        # Not the samples: a pipeline may be saved anew with the details of fewer or more codes.
         data = fingerprint(images), fingerprint(codes), fingerprint(_numbers(generator))
         identity = {"settings": settings, "seed": seed, "data": " ".join(data)}
         batches = Batches(len(images), self.batch_size, self.epochs)
         training = Training("finetune", batches, folder, identity, progress)
         training.refuse_another()  # not after minutes of learning features
-        precision = pick_precision(like.precision, on_device)
         if (loss == "contrastive" or looked_at) and features is None:
             features, *_ = like.learn_features(images, seed, on_device, folder, progress)
-        size, moves = generator.image_shape[1:], loss == "contrastive"
-        loss_of = make_loss(loss, size, on_device, like.vgg_weights, features, precision)
         generator = copy.deepcopy(generator)
 
         with training:
             saved = training.resume()
             if saved:
                 generator.load_state_dict(saved["generator"])
-            generator.to(on_device).train()
-            model = processes.parallel(generator)
-            optimiser = make_optimiser(like.optimiser, generator, self.lr)
-            if saved and not training.done:
-                load_optimiser_state(optimiser, saved["optimiser"])
-            share = processes.Share(len(images))
-            own_images = Rows(images[share.items], on_device)
-            own_codes = Rows(codes[share.items], on_device)
-            own_drawn = Rows(drawn[share.items], on_device)
-            distance, made_a_step = None, min(self.sample_batch_size, images_at_once(*size))
-            if looked_at and not training.done:
-                assert features is not None
-                distance = Distance(features, images, on_device, precision, seed)
-                if saved:
-                    distance.load_state(saved["distance"])
-
-            def learn(
-                sent: torch.Tensor,
-                z: torch.Tensor,
-                s: torch.Tensor,
-                own: torch.Tensor,
-                ways: torch.Tensor,
-                references: torch.Tensor,
-                share_of_step: float,
-                size: float,
-                lr: float,
-            ) -> torch.Tensor:
-                set_learning_rate(optimiser, lr)
-                batch = pixels.to_float(own_images.found(sent))
-                with autocast(precision, on_device):
-                    made = model(torch.cat([own_codes.found(z), own_drawn.found(s)])).float()
-                n = len(batch)
-                pair = made[:n], batch
-                if moves:  # as in stage one
-                    pair = pixels.moved(made[:n], ways[:n]), pixels.moved(batch, ways[:n])
-                error = loss_of(*pair).sum() / size
-                if distance is not None:
-                    apart = distance(made[n:], ways[n:], references, share_of_step, own)
-                    error = error + self.distance * apart
-                optimiser.zero_grad()
-                error.backward()
-                optimiser.step()
-                return error.detach()
-
-            learned = Replayed(learn, on_device, exact=like.precision == "float32")
-            for step, rows in training.steps(seed):
-                lr = learning_rate(self.schedule, self.lr, step, batches.steps)
-                places = share.places(share.of(rows))
-                of_samples = references = rows[:0]
-                share_of_step = 0.0
-                if distance is not None:
-                    references = distance.rows(seed, step)
-                    share_of_step = distance.share(step, made_a_step)
-                    random = random_generator(seed, "samples", step)
-                    of_samples = torch.randint(len(drawn), (made_a_step,), generator=random)
-                ways = torch.rand(
-                    len(rows) + len(of_samples), 2, generator=random_generator(seed, "ways", step)
-                )[share.among(torch.cat([rows, of_samples]))]
-                sent = own_images.sent(places), own_codes.sent(places)
-                sent_samples = own_drawn.sent(share.places(share.of(of_samples)))
-                own = share.among(of_samples)
-                known = own, ways, references, share_of_step
-                loss = learned(*sent, sent_samples, *known, len(rows), lr)
-                if distance is not None:
-                    distance.renew(step, made_a_step)
-
-                training.record(loss, lr=lr)
-                if training.picture_due:
-                    made = reconstruction_rows(generator, codes[:SHOWN].to(on_device), images)
-                    training.picture("reconstructions", made)
-                if training.checkpoint_due:
-                    state = {"optimiser": optimiser_state(optimiser)}
-                    if distance is not None:
-                        state["distance"] = distance.state()
-                    training.save({"generator": generator.state_dict(), **state})
             if not training.done:
+                given = images, codes, drawn
+                self._train(training, generator, *given, features, like, saved, seed, on_device)
                 parts = {"generator": generator.state_dict(), "codes": {"codes": codes}}
                 training.save(parts, done=True, generator=generator.config)
             self.seconds_ = training.elapsed
-        optimiser.zero_grad()
         self.generator_ = generator.cpu().eval()
         return self
+
+    def _train(
+        self,
+        training: Training,
+        generator: Generator,
+        images: torch.Tensor,
+        codes: torch.Tensor,
+        drawn: torch.Tensor,
+        features: Features | None,
+        like: GLO,
+        saved: Parts | None,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Teach `generator` itself; of `drawn`, samples' codes, there may be none."""
+        precision = pick_precision(like.precision, device)
+        name = self.loss or like.loss
+        size, moves = generator.image_shape[1:], name == "contrastive"
+        loss_of = make_loss(name, size, device, like.vgg_weights, features, precision)
+        generator.to(device).train()
+        model = processes.parallel(generator)
+        optimiser = make_optimiser(like.optimiser, generator, self.lr)
+        if saved:
+            load_optimiser_state(optimiser, saved["optimiser"])
+        share = processes.Share(len(images))
+        own_images = Rows(images[share.items], device)
+        own_codes = Rows(codes[share.items], device)
+        own_drawn = Rows(drawn[share.items], device)
+        distance, made_a_step = None, min(self.sample_batch_size, images_at_once(*size))
+        if len(drawn):
+            assert features is not None
+            distance = Distance(features, images, device, precision, seed)
+            if saved:
+                distance.load_state(saved["distance"])
+
+        def learn(
+            sent: torch.Tensor,
+            z: torch.Tensor,
+            s: torch.Tensor,
+            own: torch.Tensor,
+            ways: torch.Tensor,
+            references: torch.Tensor,
+            share_of_step: float,
+            size: float,
+            lr: float,
+        ) -> torch.Tensor:
+            set_learning_rate(optimiser, lr)
+            batch = pixels.to_float(own_images.found(sent))
+            with autocast(precision, device):
+                made = model(torch.cat([own_codes.found(z), own_drawn.found(s)])).float()
+            n = len(batch)
+            pair = made[:n], batch
+            if moves:  # as in stage one
+                pair = pixels.moved(made[:n], ways[:n]), pixels.moved(batch, ways[:n])
+            error = loss_of(*pair).sum() / size
+            if distance is not None:
+                apart = distance(made[n:], ways[n:], references, share_of_step, own)
+                error = error + self.distance * apart
+            optimiser.zero_grad()
+            error.backward()
+            optimiser.step()
+            return error.detach()
+
+        learned = Replayed(learn, device, exact=like.precision == "float32")
+        for step, rows in training.steps(seed):
+            lr = learning_rate(self.schedule, self.lr, step, training.batches.steps)
+            places = share.places(share.of(rows))
+            of_samples = references = rows[:0]
+            share_of_step = 0.0
+            if distance is not None:
+                references = distance.rows(seed, step)
+                share_of_step = distance.share(step, made_a_step)
+                random = random_generator(seed, "samples", step)
+                of_samples = torch.randint(len(drawn), (made_a_step,), generator=random)
+            ways = torch.rand(
+                len(rows) + len(of_samples), 2, generator=random_generator(seed, "ways", step)
+            )[share.among(torch.cat([rows, of_samples]))]
+            sent = own_images.sent(places), own_codes.sent(places)
+            sent_samples = own_drawn.sent(share.places(share.of(of_samples)))
+            own = share.among(of_samples)
+            known = own, ways, references, share_of_step
+            loss = learned(*sent, sent_samples, *known, len(rows), lr)
+            if distance is not None:
+                distance.renew(step, made_a_step)
+
+            training.record(loss, lr=lr)
+            if training.picture_due:
+                made = reconstruction_rows(generator, codes[:SHOWN].to(device), images)
+                training.picture("reconstructions", made)
+            if training.checkpoint_due:
+                state = {"optimiser": optimiser_state(optimiser)}
+                if distance is not None:
+                    state["distance"] = distance.state()
+                training.save({"generator": generator.state_dict(), **state})
+        optimiser.zero_grad()  # the gradients' memory is not needed any more
 
 
 def _check_fit(images: torch.Tensor, codes: torch.Tensor, generator: Generator) -> None:

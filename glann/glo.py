@@ -45,6 +45,9 @@ from glann.training import Batches, Parts, Training
 PCA_IMAGES = 10_000
 """Images that the PCA of the codes' start is fitted to, at the most: more don't change it much."""
 
+PCA_NUMBERS = 2**28
+"""Numbers of these images, each twice four bytes: of large images there are fewer."""
+
 SHOWN = 32
 """Images whose reconstructions are shown while training."""
 
@@ -316,7 +319,8 @@ class GLO:
         if self.start == "random":
             return codes
         flat = images.flatten(1)
-        chosen = permutation(seed, "pca", 0, n)[:PCA_IMAGES]
+        fitted = min(PCA_IMAGES, max(2 * self.code_dim, PCA_NUMBERS // flat.shape[1]))
+        chosen = permutation(seed, "pca", 0, n)[:fitted]
         components = min(self.code_dim, len(chosen), flat.shape[1])
         # Whitened: on the sphere all directions then count alike, and detail is not squeezed into
         # those of little variance, where a mapper's errors would be large beside it.
@@ -326,11 +330,10 @@ class GLO:
         # What has no variance but rounding would be blown up to as much as the rest.
         variance = pca.explained_variance_
         components = int((variance > max(1e-10, 1e-6 * variance[0])).sum())
-        for first in range(0, n, PCA_IMAGES):
-            part = pixels.to_float(flat[first : first + PCA_IMAGES]).numpy()
-            codes[first : first + PCA_IMAGES, :components] += torch.from_numpy(
-                pca.transform(part)[:, :components]
-            ).float()
+        at_once = min(PCA_IMAGES, max(1, PCA_NUMBERS // 8 // flat.shape[1]))
+        for some, into in zip(flat.split(at_once), codes.split(at_once), strict=True):
+            found = pca.transform(pixels.to_float(some).numpy())[:, :components]
+            into[:, :components] += torch.from_numpy(found).float()
         return codes
 
 

@@ -66,10 +66,10 @@ def read_image(path: Path, channels: int | None = None) -> torch.Tensor:
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion would clip
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode == "F" or image.mode.startswith("I"):
+                image = _in_8_bits(np.asarray(image))
             if channels is None:
-                channels = 1 if image.mode in ("1", "L", "LA", "I", "F") else 3
+                channels = 1 if image.mode in ("1", "L", "LA") else 3
             if image.has_transparency_data:
                 above = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
@@ -78,6 +78,17 @@ def read_image(path: Path, channels: int | None = None) -> torch.Tensor:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise GlannError(f"{path} can't be read as an image: {error}") from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+
+
+def _in_8_bits(grey: np.ndarray) -> Image.Image:
+    """Grey values of 16 bits, or floats from 0 to 1, in 8 bits: Pillow would cut them at 255."""
+    least, most = float(grey.min()), float(grey.max())
+    top = 255 if most <= 255 and grey.dtype.itemsize > 2 else 65_535
+    if grey.dtype.kind == "f":
+        top = 1
+    if not 0 <= least <= most <= top:  # nor if there is NaN
+        raise ValueError(f"its values go from {least:g} to {most:g}; wanted 0 to {top:,}")
+    return Image.fromarray((grey * (255.999 / top)).astype(np.uint8))
 
 
 def resize_and_crop(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

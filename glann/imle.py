@@ -24,6 +24,7 @@ this is a kernel of the data's own.
 """
 
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from sklearn.cluster import KMeans, kmeans_plusplus
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from glann import processes
@@ -120,8 +122,8 @@ class IMLE:
     )
     tries: int = setting(
         1,
-        "candidates of its cell of which a sample takes the first that is not the farthest of them "
-        "from what codes chose: 4 leave out the quarter of the noise that is the farthest from it",
+        "candidates of its cell of which a sample that gets details takes the first that is not "
+        "the farthest of them from what codes chose: so the farther from it, the rarer",
         minimum=1,
         maximum=100,
     )
@@ -141,7 +143,9 @@ class IMLE:
         "torch", "nearest-neighbour search; ivf may miss the nearest", choices=SEARCHES
     )
     precision: str = setting(
-        "auto", "of a step's matrix products; matching is exact", choices=PRECISIONS
+        "auto",
+        "of the mapper's matrix products; among what it makes the nearest are found exactly",
+        choices=PRECISIONS,
     )
 
     def fit(
@@ -204,13 +208,15 @@ class IMLE:
             if saved:
                 mapper.load_state_dict(saved["mapper"])
             if not training.done:
+                # One of the centres may be no code's nearest where codes are all but alike.
                 cells, squares = nearest(codes, centres)
+                counts = cells.bincount(minlength=len(centres))
                 if not saved:
                     mapper.centres.copy_(centres)
-                    mapper.shares.copy_(cells.bincount() / n)
+                    mapper.shares.copy_(counts / n)
                     mapper.scale.fill_(float(squares.mean() / code_dim) ** 0.5 or 1.0)
                 details, chosen = self._train(
-                    training, mapper, codes, cells, metric, saved, seed, on_device
+                    training, mapper, codes, cells, counts, metric, saved, seed, on_device
                 )
                 result = {"mapper": mapper.state_dict(), "details": details._asdict()}
                 result |= {"metric": metric.tables(), "matching": {"noise": chosen}}
@@ -255,7 +261,9 @@ class IMLE:
         # rounds differently anyway, and would wait.
         alone = device.type == "cuda" and processes.count() == 1
         start_of = np.random.RandomState(seed % 2**32)
-        with threadpool_limits(None if alone else 1):
+        with threadpool_limits(None if alone else 1), warnings.catch_warnings():
+            # Where codes are all but alike some cells stay empty: these are left out below.
+            warnings.simplefilter("ignore", ConvergenceWarning)
             # Of a part of the codes as good a start is found as of all, in a fraction of the time.
             start, _ = kmeans_plusplus(chosen[: START * cells], cells, random_state=start_of)
             found = KMeans(cells, init=start, n_init=1, max_iter=20).fit(chosen)
@@ -269,13 +277,13 @@ class IMLE:
         mapper: Mapper,
         codes: torch.Tensor,
         cells: torch.Tensor,
+        counts: torch.Tensor,
         metric: Metric,
         saved: Parts | None,
         seed: int,
         device: torch.device,
     ) -> tuple["Details", torch.Tensor]:
-        share = processes.Share(len(codes))
-        counts, known = cells.bincount(), codes
+        share, known = processes.Share(len(codes)), codes
         codes, cells = codes[share.items].to(device), cells[share.items].to(device)
         mapper.to(device).train()
         model = processes.parallel(mapper)
@@ -383,16 +391,26 @@ class IMLE:
         return Details(anchors, self.detail * (codes[rows] - anchors))
 
     def reached(self, codes: object) -> torch.Tensor:
-        """What a sample's code is where a training code is the nearest: T(e_i) + a (z_i − T(e_i)).
+        """What samples' codes are at the training codes: T(e_i) + a (z_i − T(e_i)).
 
-        e_i is the noise that code z_i chose, a the share of the details (`detail`).
+        e_i is the noise that code z_i chose, a the share of the details (`detail`).  Samples get
+        another code's besides, if there is `mix`: images to learn from are known without.
 
         Args:
             codes: those that were learned from, float `(n, code_dim)`.
 
         Returns:
             float32 `(n, code_dim)`, on the CPU.
+
+        Raises:
+            GlannError: other codes than these, or after `from_state`: what was saved to be sampled
+                knows no longer which noise was chosen.
         """
+        if not hasattr(self, "chosen_"):
+            raise GlannError(
+                "a saved pipeline doesn't keep the noise that its codes chose; take the IMLE that "
+                "`fit` gave, with the folder that it learned in"
+            )
         targets = self.metric_.coordinates(as_codes(codes))
         if len(targets) != len(self.chosen_):
             raise GlannError(
@@ -501,8 +519,9 @@ class Details(NamedTuple):
         """Of each row's candidates one, with the nearest anchor's details, `(n, code_dim)`.
 
         What noise makes that no code ever chose may lie between the data.  So it is the first of
-        them, but the second where the first is the farthest of them all from what codes chose: what
-        is left out is of each cell's noise the share 1 / tries, and its shares are kept.
+        them, but the second where the first is the farthest of them all from what codes chose.
+        Cells keep their shares, and in each noise that is farther than a share u of it comes
+        (1 − uᵏ) (k + 1) / k times as often, k being tries − 1.
 
         Args:
             candidates: float32 `(n, tries, code_dim)`.

@@ -21,6 +21,9 @@ PROBED = 100
 PIXELS = 2**25
 """Pixels made for that, at the most: there are fewer such codes where images are large."""
 
+PIXELS_AT_ONCE = 2**20
+"""Of these, how many at a time, for memory's sake."""
+
 STEP = 0.16
 """Steps to each side, in the codes' standard deviation: small beside the distance to the next."""
 
@@ -105,6 +108,7 @@ def image_metric(
     height, width = generator.image_shape[1:]
     features = Scattering((height, width)).to(on_device)
     probed = max(1, min(PROBED, PIXELS // (2 * code_dim * height * width)))
+    at_once = max(2, PIXELS_AT_ONCE // (height * width))
     chosen = codes[permutation(seed, "metric", 0, len(codes))[:probed]].to(on_device)
     step = STEP * float(chosen.var(0, correction=0).mean().sqrt()) or STEP
     steps = step * torch.eye(code_dim, device=on_device)
@@ -112,8 +116,9 @@ def image_metric(
     generator.to(on_device)
     with evaluation_mode(generator):
         for code in chosen:
-            made = generator(torch.cat([code + steps, code - steps]))
-            further, back = features.features(made).chunk(2)
+            around = torch.cat([code + steps, code - steps]).split(at_once)
+            seen = torch.cat([features.features(generator(part)) for part in around])
+            further, back = seen.chunk(2)
             slopes = (further - back) / (2 * step)
             metric += slopes @ slopes.T / len(chosen)
     generator.to(home)

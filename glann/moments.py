@@ -12,6 +12,8 @@ mean of |x − T(x)|² is their Fréchet distance, and has its gradient where T(
 
 import torch
 
+from glann.errors import NotFinite
+
 FLATTEST = 1e-4
 """The least eigenvalue of (Σ^½ S Σ^½)^½, as a share of the largest."""
 
@@ -70,11 +72,19 @@ class Moments:
     def renew(self) -> float:
         """Find the map from where moments are now; gives their Fréchet distance.
 
+        Raises:
+            NotFinite: if moments are not.
+
         Moments lag behind what is made: by the time that rows are as spread as they were to be, the
         map still asks for more.  So it stretches and pulls no more than STRETCH and NEAR say.
         """
         mean, square = self.mean.cpu().double(), self.square.cpu().double()
         covariance = square - mean[:, None] * mean
+        if not covariance.isfinite().all():
+            raise NotFinite(
+                "what samples look like is no longer finite; try a lower finetune.lr, or a lower "
+                "finetune.distance"
+            )
         squares, directions = torch.linalg.eigh(self.wanted_root @ covariance @ self.wanted_root)
         spreads = squares.clamp_min(0).sqrt()
         halves = spreads.clamp_min(max(FLATTEST * float(spreads[-1]), 1e-12)).rsqrt()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from glann.devices import pick_precision
-from glann.errors import GlannError
+from glann.errors import GlannError, NotFinite
 
 EXACT = ("torch", "faiss")
 SEARCHES = (*EXACT, "ivf")
@@ -126,7 +126,7 @@ def _nearest(
         indices = at_once(*groups) if at_once else _by_group(*groups, search)
     distances = _squared_distances(queries, points, indices)
     if not (points.sum(0).isfinite().all() & distances.isfinite().all()):
-        raise GlannError(
+        raise NotFinite(
             "queries or points hold NaN, infinite or too large numbers; if training made them, try "
             "a lower learning rate"
         )

@@ -61,10 +61,10 @@ class _ToSphere(torch.autograd.Function):
         return along
 
 
-def to_ball(codes: torch.Tensor) -> torch.Tensor:
-    """Scale the rows of `(n, code_dim)` with a norm above 1 down to norm 1."""
+def to_ball(codes: torch.Tensor, radius: float = 1.0) -> torch.Tensor:
+    """Scale the rows of `(n, code_dim)` with a norm above `radius` down to it."""
     norms: torch.Tensor = codes.norm(dim=1, keepdim=True)
-    return codes / norms.clamp_min(1)
+    return codes / (norms / radius).clamp_min(1)
 
 
 def _pyramid(size: tuple[int, int], width: int) -> tuple[tuple[int, int], list[int]]:

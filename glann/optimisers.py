@@ -70,7 +70,7 @@ def adam(
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are made orthogonal, for inner convolutions; Adam for all other weights.
+    """Momentum whose steps are made orthogonal, for all convolutions but a first one; else Adam.
 
     Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks": the gradient's
     moving average M = U Σ Vᵀ of a layer's weights, taken as a matrix, is replaced by about U Vᵀ,

@@ -189,7 +189,8 @@ class GLANN:
         """Find codes for images that were not trained on, by optimisation.
 
         Each starts from the nearest of 1024 samples and takes `steps` of Adam on the Laplacian
-        pyramid loss, its code held where the generator takes them from.
+        pyramid loss, its code held where samples' are: on the sphere, or else no farther out than
+        the farthest of these.
 
         Args:
             images: uint8 `(n, c, h, w)` of the pipeline's shape.
@@ -202,12 +203,15 @@ class GLANN:
                 f"images have shape {tuple(images.shape[1:])}; this pipeline's have "
                 f"{self.image_shape} (channels, height, width)"
             )
-        hold = to_sphere if self.generator.on_sphere else to_ball
         loss_of = make_loss("laplacian", self.image_shape[1:], self.device)
         first_codes = self.sampler.sample(1024)
+        farthest = float(first_codes.norm(dim=1).max()) or 1.0
+
+        def hold(codes: torch.Tensor) -> torch.Tensor:
+            return to_sphere(codes) if self.generator.on_sphere else to_ball(codes, farthest)
+
         first_images = to_float(self.generate(first_codes)).flatten(1)
         found = []
-        self.generator.requires_grad_(False)
         for part in images.split(self._block()):
             target = to_float(part.to(self.device))
             best, _ = nearest(target.cpu().flatten(1), first_images)
@@ -215,13 +219,12 @@ class GLANN:
             adam = torch.optim.Adam([codes], lr=lr)
             for step in range(steps):
                 adam.param_groups[0]["lr"] = learning_rate("cosine", lr, step, steps)
-                adam.zero_grad()
-                loss_of(self.generator(codes), target).sum().backward()
+                loss = loss_of(self.generator(codes), target).sum()
+                (codes.grad,) = torch.autograd.grad(loss, codes)
                 adam.step()
                 with torch.no_grad():
                     codes.copy_(hold(codes))
             found.append(codes.detach().cpu())
-        self.generator.requires_grad_(True)
         codes = torch.cat([*found, torch.empty(0, self.code_dim)])
         made = self.generate(codes) if len(codes) else images
         errors = (to_float(made) - to_float(images)).abs().flatten(1).mean(1)

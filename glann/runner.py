@@ -33,6 +33,7 @@ from glann.errors import GlannError
 from glann.formats import mapped_array
 from glann.glo import FEATURES, GLO, PLACES
 from glann.images import save_grid, side_by_side, write_png
+from glann.imle import IMLE
 from glann.networks import Generator
 from glann.pipeline import GLANN, sampler_name, save_sampler, versions
 from glann.places import find_pipeline
@@ -65,25 +66,26 @@ def train_glo(
     """
     device = str(pick_device(device))
     images = load(recipe.data, data)
-    if restart:
-        stale = ("glo", "imle", "finetune", "pipeline", "recipe.toml")
-        _delete(*(folder / part for part in stale))
-    _claim(folder, recipe, images.fingerprint)
-    n, channels, height, width = images.images.shape
-    say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
-    precision = str(pick_precision(recipe.glo.precision, torch.device(device)))
-    note = "" if precision == "torch.float32" else f" in {precision.removeprefix('torch.')}"
-    say(f"run       {folder} on {device}{note}{_together()}, seed {recipe.seed}")
-    storage.write_json(folder / "data.json", {**about(images), "place": images.place})
-    _note_environment(folder, device)
-    glo = recipe.glo.fit(
-        images.images, seed=recipe.seed, device=device, folder=folder / "glo", progress=progress
-    )
-    pictures = sorted((folder / "glo").glob("reconstructions-*.png"))
-    say(f"stage one {glo.seconds_:.0f} s of training; codes {tuple(glo.codes_.shape)}")
-    if pictures:
-        say(f"look at   {pictures[-1]} (each row of images above its reconstructions)")
-    return glo
+    with storage.alone(folder, "training"):
+        if restart:
+            stale = ("glo", "imle", "finetune", "pipeline", "recipe.toml")
+            _delete(*(folder / part for part in stale))
+        _claim(folder, recipe, images.fingerprint)
+        n, channels, height, width = images.images.shape
+        say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
+        precision = str(pick_precision(recipe.glo.precision, torch.device(device)))
+        note = "" if precision == "torch.float32" else f" in {precision.removeprefix('torch.')}"
+        say(f"run       {folder} on {device}{note}{_together()}, seed {recipe.seed}")
+        storage.write_json(folder / "data.json", {**about(images), "place": images.place})
+        _note_environment(folder, device)
+        glo = recipe.glo.fit(
+            images.images, seed=recipe.seed, device=device, folder=folder / "glo", progress=progress
+        )
+        pictures = sorted((folder / "glo").glob("reconstructions-*.png"))
+        say(f"stage one {glo.seconds_:.0f} s of training; codes {tuple(glo.codes_.shape)}")
+        if pictures:
+            say(f"look at   {pictures[-1]} (each row of images above its reconstructions)")
+        return glo
 
 
 def train_imle(
@@ -113,68 +115,73 @@ def train_imle(
         images = load(recipe.data, data or _place_in(folder))
         _check_images(folder, images.fingerprint)
         features = load_features(folder / "glo" / FEATURES, generator.image_shape)
-    if restart:
-        _delete(folder / "imle", folder / "finetune", folder / "pipeline")
-    _claim(folder, recipe)
-    name = sampler_name(recipe.imle)
-    say(f"codes     {len(codes):,} of {codes.shape[1]} numbers, from {folder / 'glo'}")
-    _note_environment(folder, device)
-    sampler = recipe.imle.fit(
-        codes,
-        generator=generator,
-        seed=recipe.seed,
-        device=device,
-        folder=folder / "imle",
-        progress=progress,
-    )
-    seconds = {"imle": round(getattr(sampler, "seconds_", 0.0), 3)}
-    say(f"stage two {seconds['imle']:.0f} s of training ({name})")
-    by_itself = GLANN(generator, Gaussian().fit(codes), codes)
-    if recipe.finetune is not None:
-        assert images is not None
-        if not storage.is_saved(folder / "finetune"):
-            _delete(folder / "pipeline")  # of before: from here on it is another
-        codes = sampler.reached(codes)
-        # Samples as the pipeline will make them, which may keep the details of fewer codes.
-        kept = sampler if details is None else sampler.with_fewer_details(details)
-        tuned = recipe.finetune.fit(
-            images.images,
+    with storage.alone(folder, "training"):
+        if restart:
+            _delete(folder / "imle", folder / "finetune", folder / "pipeline")
+        _claim(folder, recipe)
+        name = sampler_name(recipe.imle)
+        say(f"codes     {len(codes):,} of {codes.shape[1]} numbers, from {folder / 'glo'}")
+        _note_environment(folder, device)
+        sampler = recipe.imle.fit(
             codes,
-            generator,
-            samples=kept.fresh(len(codes), recipe.seed) if recipe.finetune.distance else None,
-            like=recipe.glo,
-            features=features,
+            generator=generator,
             seed=recipe.seed,
             device=device,
-            folder=folder / "finetune",
+            folder=folder / "imle",
             progress=progress,
         )
-        generator = tuned.generator_
-        seconds["finetune"] = round(tuned.seconds_, 3)
-        say(f"finetune  {tuned.seconds_:.0f} s of training")
-    about_images = storage.read_json(folder / "data.json")
-    sections, parts = recipe.sections(), ("seed", "data", "glo", "imle", "finetune")
-    info = {
-        "recipe": {"name": recipe.name} | {key: sections[key] for key in parts if key in sections},
-        # Without the place: a pipeline goes to other machines.
-        "data": {key: value for key, value in about_images.items() if key != "place"},
-        "seconds": {"glo": stage_one["seconds"], **seconds},
-    }
-    pipeline = GLANN(generator, sampler, codes, info)
-    pipeline.save(folder / "pipeline", with_codes=with_codes, half=half, details=details)
+        seconds = {"imle": round(getattr(sampler, "seconds_", 0.0), 3)}
+        say(f"stage two {seconds['imle']:.0f} s of training ({name})")
+        by_itself = GLANN(generator, Gaussian().fit(codes), codes)
+        if details is not None and isinstance(sampler, IMLE):
+            # What is learned from and shown is what will be saved.
+            sampler = sampler.with_fewer_details(details)
+        if recipe.finetune is not None:
+            assert images is not None
+            if not storage.is_saved(folder / "finetune"):
+                _delete(folder / "pipeline")  # of before: from here on it is another
+            codes = sampler.reached(codes)
+            looks = recipe.finetune.distance > 0
+            drawn = sampler.fresh(len(codes), recipe.seed) if looks else None
+            tuned = recipe.finetune.fit(
+                images.images,
+                codes,
+                generator,
+                samples=drawn,
+                like=recipe.glo,
+                features=features,
+                seed=recipe.seed,
+                device=device,
+                folder=folder / "finetune",
+                progress=progress,
+            )
+            generator = tuned.generator_
+            seconds["finetune"] = round(tuned.seconds_, 3)
+            say(f"finetune  {tuned.seconds_:.0f} s of training")
+        about_images = storage.read_json(folder / "data.json")
+        sections, parts = recipe.sections(), ("seed", "data", "glo", "imle", "finetune")
+        kept = {key: sections[key] for key in parts if key in sections}
+        info = {
+            "recipe": {"name": recipe.name} | kept,
+            # Without the place: a pipeline goes to other machines.
+            "data": {key: value for key, value in about_images.items() if key != "place"},
+            "seconds": {"glo": stage_one["seconds"], **seconds},
+        }
+        pipeline = GLANN(generator, sampler, codes, info)
+        pipeline.save(folder / "pipeline", with_codes=with_codes, half=half)
 
-    chosen = torch.arange(min(64, len(codes)))
-    samples = pipeline.sample(64, recipe.seed)
-    save_grid(samples, folder / "samples.png", columns=8)
-    columns = {
-        "reconstructions": by_itself.reconstruct(chosen),
-        "one Gaussian on the codes": by_itself.sample(64, recipe.seed),
-        f"{name} samples": samples,
-    }
-    write_png(side_by_side(columns), folder / "side-by-side.png")
-    say(f"pipeline  {folder / 'pipeline'}")
-    say(f"look at   {folder / 'samples.png'} and {folder / 'side-by-side.png'}")
-    return pipeline
+        chosen = torch.arange(min(64, len(codes)))
+        samples = pipeline.sample(64, recipe.seed)
+        save_grid(samples, folder / "samples.png", columns=8)
+        columns = {
+            "reconstructions": by_itself.reconstruct(chosen),
+            "one Gaussian on the codes": by_itself.sample(64, recipe.seed),
+            f"{name} samples": samples,
+        }
+        write_png(side_by_side(columns), folder / "side-by-side.png")
+        say(f"pipeline  {folder / 'pipeline'}")
+        say(f"look at   {folder / 'samples.png'} and {folder / 'side-by-side.png'}")
+        return pipeline
 
 
 def trained(
@@ -216,31 +223,32 @@ def train_baseline(
     device = str(pick_device(device))
     images = load(recipe.data, data)
     part = folder / "baselines" / model
-    if restart:
-        _delete(part)
-    _claim(folder, recipe, images.fingerprint)
-    n, channels, height, width = images.images.shape
-    say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
-    say(f"run       {part} on {device}, seed {recipe.seed}")
-    storage.write_json(folder / "data.json", {**about(images), "place": images.place})
-    _note_environment(folder, device)
-    sampler = copy.copy(recipe.baselines[model]).fit(
-        images.images, seed=recipe.seed, device=device, folder=part, progress=progress
-    )
-    pipeline = sampler.pipeline_
-    pipeline.info = {
-        "model": model,
-        "settings": {"seed": recipe.seed, **as_dict(sampler)},
-        "recipe": {key: recipe.sections()[key] for key in ("seed", "data")},
-        "data": about(images),
-        "seconds": {model: round(sampler.seconds_, 3)},
-    }
-    pipeline.save(part / "pipeline")
-    save_grid(pipeline.sample(64, recipe.seed), part / "samples.png", columns=8)
-    say(f"{model:9} {sampler.seconds_:.0f} s of training, {sampler.images_seen:,} images seen")
-    say(f"pipeline  {part / 'pipeline'}")
-    say(f"look at   {part / 'samples.png'}")
-    return pipeline
+    with storage.alone(folder, model):
+        if restart:
+            _delete(part)
+        _claim(folder, recipe, images.fingerprint)
+        n, channels, height, width = images.images.shape
+        say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
+        say(f"run       {part} on {device}, seed {recipe.seed}")
+        storage.write_json(folder / "data.json", {**about(images), "place": images.place})
+        _note_environment(folder, device)
+        sampler = copy.copy(recipe.baselines[model]).fit(
+            images.images, seed=recipe.seed, device=device, folder=part, progress=progress
+        )
+        pipeline = sampler.pipeline_
+        pipeline.info = {
+            "model": model,
+            "settings": {"seed": recipe.seed, **as_dict(sampler)},
+            "recipe": {key: recipe.sections()[key] for key in ("seed", "data")},
+            "data": about(images),
+            "seconds": {model: round(sampler.seconds_, 3)},
+        }
+        pipeline.save(part / "pipeline")
+        save_grid(pipeline.sample(64, recipe.seed), part / "samples.png", columns=8)
+        say(f"{model:9} {sampler.seconds_:.0f} s of training, {sampler.images_seen:,} images seen")
+        say(f"pipeline  {part / 'pipeline'}")
+        say(f"look at   {part / 'samples.png'}")
+        return pipeline
 
 
 def about(images: Images) -> dict[str, Any]:
@@ -276,14 +284,15 @@ def train_on_codes(
     """
     device = str(pick_device(device))
     array = read_codes(codes)
-    if restart:
-        _delete(folder / "training")
-    say(f"codes     {len(array):,} of {array.shape[1]} numbers, from {codes}")
-    sampler = recipe.imle.fit(
-        array, seed=recipe.seed, device=device, folder=folder / "training", progress=progress
-    )
-    save_sampler(sampler, folder)
-    say(f"mapper    {folder}")
+    with storage.alone(folder, "training"):
+        if restart:
+            _delete(folder / "training")
+        say(f"codes     {len(array):,} of {array.shape[1]} numbers, from {codes}")
+        sampler = recipe.imle.fit(
+            array, seed=recipe.seed, device=device, folder=folder / "training", progress=progress
+        )
+        save_sampler(sampler, folder)
+        say(f"mapper    {folder}")
 
 
 def read_codes(path: Path) -> torch.Tensor:

@@ -174,6 +174,38 @@ def fingerprint(tensor: "torch.Tensor") -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Nobody else may do what is called `name` in this folder at the same time.
+
+    Of two trainings in one folder each would delete what the other has written.
+
+    Raises:
+        GlannError: somebody does.
+    """
+    if not _writes:  # the first of the processes that work alike holds it for all
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise GlannError(
+            f"another process is at work in {folder} ({name}): wait until it has ended, or take "
+            "another folder"
+        ) from None
+    except (OSError, NotImplementedError):  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def is_saved(folder: Path) -> bool:
     """Whether `save` has ever finished in this folder."""
     return (Path(folder) / MANIFEST).is_file()

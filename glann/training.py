@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from glann import processes, storage
-from glann.errors import GlannError
+from glann.errors import GlannError, NotFinite
 from glann.images import write_png
 from glann.randomness import permutation
 
@@ -334,7 +334,7 @@ class Training:
             kept = ""
             if self.folder is not None and storage.is_saved(self.folder):
                 kept = f" {self.folder} keeps the last checkpoint before it."
-            raise GlannError(
+            raise NotFinite(
                 f"the loss of {self.name} is not finite around step {self.step}.{kept} Try a "
                 "lower learning rate, a larger batch_size, or look for broken data"
             )

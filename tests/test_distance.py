@@ -120,6 +120,14 @@ def test_all_of_many_references_are_drawn(digits, features):
     assert not torch.equal(distance.rows(1, 1), distance.rows(0, 1))
 
 
+def test_images_looked_at_in_parts_give_the_same(digits, features, monkeypatch):
+    whole = Distance(features, digits, CPU, torch.float32)
+    monkeypatch.setattr("glann.distance.images_at_once", lambda *_: 7)
+    parts = Distance(features, digits, CPU, torch.float32)
+    for table, other in zip(whole.tables, parts.tables, strict=True):
+        torch.testing.assert_close(table, other, atol=2e-3, rtol=0)
+
+
 def test_more_images_than_references(digits, features, monkeypatch):
     monkeypatch.setattr("glann.distance.REFERENCES", 40)
     distance = Distance(features, digits, CPU, torch.float32)

@@ -10,7 +10,8 @@ from conftest import TINY_GLO, TINY_IMLE, Killed
 from glann import GLANN, GLO, IMLE, FineTuning, GlannError, runner, storage
 from glann.contrastive import learn_features
 from glann.distance import Distance
-from glann.images import to_float
+from glann.errors import NotFinite
+from glann.images import read_image, save_grid, to_float
 from glann.networks import Generator, evaluation_mode
 from glann.recipes import load_recipe, make_recipe
 
@@ -320,6 +321,42 @@ def test_it_learns_from_samples_as_the_pipeline_will_make_them(tmp_path, monkeyp
     without, other = quick(tmp_path / "other", "finetune.epochs=1", "finetune.distance=0")
     runner.trained(without, other, progress=False)
     assert seen[2] is None
+
+
+def test_pictures_and_what_is_given_back_are_of_the_pipeline_that_is_saved(tmp_path):
+    recipe, run = quick(tmp_path, "finetune.epochs=1")
+    runner.train_glo(recipe, run, progress=False)
+    given = runner.train_imle(recipe, run, progress=False, details=5)
+    assert len(given.sampler.details_.anchors) == 5
+    shown = read_image(run / "samples.png")
+    save_grid(GLANN.load(run).sample(64, recipe.seed), tmp_path / "loaded.png", columns=8)
+    assert torch.equal(shown, read_image(tmp_path / "loaded.png"))
+
+
+def test_what_is_done_needs_no_loss(digits, stages, tmp_path, monkeypatch):
+    """VGG's weights are not looked for, and downloaded, to load what was learned by them."""
+    glo, imle = stages
+    given = digits, imle.reached(glo.codes_), glo.generator_
+    done = FineTuning(**TINY).fit(*given, like=glo, folder=tmp_path)
+
+    def refuse(*_):
+        raise AssertionError("a loss was made")
+
+    monkeypatch.setattr("glann.finetuning.make_loss", refuse)
+    again = FineTuning(**TINY).fit(*given, like=glo, folder=tmp_path)
+    for name, value in done.generator_.state_dict().items():
+        assert torch.equal(value, again.generator_.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("distance", [0.0, 6.67])
+def test_numbers_that_are_not_finite_stop_it(digits, stages, monkeypatch, distance):
+    monkeypatch.setattr("glann.distance.KNOWN", 0)  # there are moments from the first step on
+    glo, imle = stages
+    tuning = FineTuning(**{**TINY, "lr": 1e30}, distance=distance)
+    features = learn_features(digits, epochs=1, seed=5, device=torch.device("cpu"))[0]
+    samples = imle.fresh(len(digits))
+    with pytest.raises(NotFinite, match=r"not finite|no longer finite"):
+        tuning.fit(digits, glo.codes_, glo.generator_, like=glo, samples=samples, features=features)
 
 
 def test_it_can_follow_a_run_that_was_done_without(tmp_path):

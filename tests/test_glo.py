@@ -270,6 +270,17 @@ def test_pca_start_is_sklearns(digits):
     np.testing.assert_allclose(start.std(0), 1, atol=0.05)  # whitened
 
 
+def test_pca_of_large_images_is_fitted_to_fewer_and_applied_in_parts(digits, monkeypatch):
+    start = GLO(**TINY_GLO)._starting_codes
+    whole = start(digits, 0)
+    monkeypatch.setattr("glann.glo.PCA_NUMBERS", 8 * 64 * 7)  # seven digits at a time
+    parts = start(digits, 0)
+    assert not torch.equal(whole, parts)  # fitted to 56 of them
+    assert parts.isfinite().all()
+    axes = [torch.nn.functional.normalize(each - each.mean(0), dim=0) for each in (whole, parts)]
+    assert float((axes[0][:, 0] @ axes[1][:, 0]).abs()) > 0.9
+
+
 def test_pca_start_of_images_in_few_dimensions(digits):
     """What varies by rounding alone must not be blown up to as much as the rest."""
     base = digits[:2].repeat(20, 1, 1, 1)  # two images: one dimension

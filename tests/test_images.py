@@ -191,15 +191,34 @@ def test_palette_images_have_their_colours(tmp_path, transparency, ending):
     np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), wanted, atol=1)
 
 
-@pytest.mark.parametrize("kind", ["png", "little-endian tiff", "big-endian tiff"])
+@pytest.mark.parametrize("kind", ["png", "little-endian tiff", "big-endian tiff", "pgm"])
 @pytest.mark.parametrize("channels", [None, 1, 3])
 def test_16_bit_grey_keeps_its_upper_byte(tmp_path, kind, channels):
     pixels = np.random.default_rng(1).integers(0, 2**16, (7, 5), dtype=np.uint16)
     path = tmp_path / f"x.{kind[-4:].strip()}"
-    Image.fromarray(pixels.astype(">u2") if kind.startswith("big") else pixels).save(path)
+    if kind == "pgm":  # Pillow reads it as 32-bit numbers
+        path.write_bytes(b"P5 5 7 65535\n" + pixels.astype(">u2").tobytes())
+    else:
+        Image.fromarray(pixels.astype(">u2") if kind.startswith("big") else pixels).save(path)
     found = read_image(path, channels)
     assert found.shape == (channels or 1, 7, 5)
     assert all(np.array_equal(plane.numpy(), pixels >> 8) for plane in found)
+
+
+def test_grey_floats_are_taken_from_0_to_1(tmp_path):
+    grey = np.random.default_rng(1).random((7, 5), dtype=np.float32)
+    Image.fromarray(grey).save(tmp_path / "x.tiff")
+    found = read_image(tmp_path / "x.tiff")
+    np.testing.assert_allclose(found[0].numpy() / 255, grey, atol=1 / 255)
+
+
+@pytest.mark.parametrize("value", [-0.5, 1.5, 200.0, np.nan])
+def test_grey_floats_out_of_range_are_refused(tmp_path, value):
+    grey = np.full((3, 3), 0.5, dtype=np.float32)
+    grey[1, 1] = value
+    Image.fromarray(grey).save(tmp_path / "x.tiff")
+    with pytest.raises(GlannError, match=r"x\.tiff can't be read .* wanted 0 to 1$"):
+        read_image(tmp_path / "x.tiff")
 
 
 UPRIGHT = {

@@ -6,6 +6,7 @@ import torch
 from conftest import TINY_IMLE, Killed
 
 from glann import IMLE, GlannError, matching
+from glann.errors import NotFinite
 from glann.metric import image_metric
 from glann.nearest import nearest
 from glann.randomness import noise
@@ -383,6 +384,30 @@ def test_no_more_cells_than_distinct_codes(codes):
         nearest(model.sample(50), few)[1], torch.zeros(50), atol=1e-3, rtol=0
     )
     assert len(IMLE(**TINY_IMLE).fit(codes).mapper_.centres) == 12  # of 150 codes
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_codes_that_are_alike_but_for_rounding(codes, seed):
+    """One of their centres may be no code's nearest: ties are broken by how sums are rounded."""
+    free = codes[:20] * torch.linspace(0.5, 2, 20)[:, None]
+    random = torch.Generator().manual_seed(seed)
+    alike = free.repeat(50, 1) * (1 + 1e-7 * torch.randn(1000, 6, generator=random))
+    model = IMLE(**{**TINY_IMLE, "epochs": 1}).fit(alike, seed=seed)
+    assert len(model.mapper_.shares) == len(model.mapper_.centres)
+    assert float(model.mapper_.shares.sum()) == pytest.approx(1)
+    assert nearest(model.sample(50), free)[1].max() < 0.1
+
+
+def test_numbers_that_are_not_finite_stop_it_at_a_picture_too(codes, tmp_path):
+    for folder in (None, tmp_path):
+        with pytest.raises(NotFinite):
+            IMLE(**{**TINY_IMLE, "lr": 1e30}).fit(codes, folder=folder)
+
+
+def test_what_was_loaded_knows_no_longer_which_noise_was_chosen(codes):
+    model = IMLE.from_state(*IMLE(**TINY_IMLE).fit(codes).state())
+    with pytest.raises(GlannError, match="doesn't keep the noise"):
+        model.reached(codes)
 
 
 def test_units_of_the_codes_do_not_matter(codes):

@@ -66,6 +66,13 @@ def test_the_metric_is_what_images_differ_by(generator):
     assert torch.linalg.eigvalsh(matrix)[0] >= 0
 
 
+def test_images_made_in_parts_give_the_same(generator, monkeypatch):
+    codes = codes_of(30, 4)
+    whole = image_metric(generator, codes)
+    monkeypatch.setattr("glann.metric.PIXELS_AT_ONCE", 3 * 16 * 12)  # three of eight at a time
+    torch.testing.assert_close(image_metric(generator, codes), whole)
+
+
 def test_a_direction_without_effect_has_no_weight(generator):
     torch.manual_seed(0)
     blind = Generator(4, (1, 16, 12), width=4, hidden=16, on_sphere=False)

@@ -6,9 +6,9 @@ import torch
 from conftest import TINY_GLO
 from torch import nn
 
-from glann import GLANN, GLO, Gaussian, GlannError, storage
+from glann import GLANN, GLO, IMLE, Gaussian, GlannError, storage
 from glann.images import to_float
-from glann.networks import to_sphere
+from glann.networks import Generator, to_sphere
 from glann.pipeline import slerp
 
 
@@ -141,6 +141,30 @@ def test_project_finds_the_codes_of_its_own_images(trained):
     assert found.errors.max() < 0.02
     assert torch.equal(trained.generate(found.codes), found.images)
     torch.testing.assert_close(found.codes.norm(dim=1), torch.ones(6))
+
+
+def test_project_finds_codes_of_a_baseline_which_lie_on_no_sphere():
+    """Noise of 64 numbers has norms around 8: nothing of it is in the ball."""
+    sampler = IMLE(noise_dim=8, width=16, depth=1, epochs=2, detail=0.0).fit(torch.randn(200, 64))
+    generator = Generator(code_dim=64, image_shape=(1, 8, 8), width=8, on_sphere=False)
+    pipeline = GLANN(generator, sampler)
+    own = pipeline.generate(torch.randn(4, 64))
+    found = pipeline.project(own, steps=100)
+    crushed = pipeline.generate(found.codes / found.codes.norm(dim=1, keepdim=True))
+    in_ball = (to_float(crushed) - to_float(own)).abs().mean((1, 2, 3))
+    assert (found.errors < 0.5 * in_ball).all()
+    farthest = sampler.sample(1024).norm(dim=1).max()
+    assert found.codes.norm(dim=1).max() <= 1.001 * farthest
+
+
+def test_an_interrupted_projection_leaves_the_generator_trainable(trained, digits, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glann.pipeline.learning_rate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trained.project(digits[:1])
+    assert all(weight.requires_grad for weight in trained.generator.parameters())
 
 
 def test_project_does_better_with_more_steps_and_tells_its_error(trained, digits):

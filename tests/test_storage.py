@@ -148,6 +148,31 @@ def test_a_fingerprint_tells_numbers_order_shape_and_type_apart():
     assert storage.fingerprint(images.clone()) == storage.fingerprint(images)
 
 
+def test_nobody_else_may_do_the_same_in_a_folder(tmp_path):
+    other = "import sys; from pathlib import Path; from glann import storage\n"
+    other += "with storage.alone(Path(sys.argv[1]), sys.argv[2]): print('in')"
+
+    def elsewhere(folder, name):
+        command = [sys.executable, "-c", other, folder, name]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    with storage.alone(tmp_path / "run", "training"):
+        refused = elsewhere(tmp_path / "run", "training")
+        assert f"another process is at work in {tmp_path / 'run'} (training)" in refused.stderr
+        assert elsewhere(tmp_path / "run", "ns-gan").stdout == "in\n"
+        assert elsewhere(tmp_path / "other", "training").stdout == "in\n"
+    assert elsewhere(tmp_path / "run", "training").stdout == "in\n"
+
+
+def test_a_place_without_locks_is_worked_in_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with storage.alone(tmp_path, "training"):
+        pass
+
+
 def test_holds_asks_for_the_kind(saved, tmp_path):
     assert storage.holds(saved, "checkpoint")
     assert not storage.holds(saved, "pipeline")

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from glann import cli, studies
-from glann.errors import GlannError
+from glann.errors import GlannError, NotFinite
 from glann.recipes import load_recipe
 from glann.report import write_report
 from glann.report.studies import Chart, Picture, Section, Table, sections_in
@@ -31,7 +31,7 @@ def square(place, number, offset):
     with (place.folder / "calls").open("a") as file:
         file.write(f"{place.key}\n")
     if number == 7:
-        raise GlannError("the loss is not finite: nan")
+        raise NotFinite("the loss is not finite: nan")
     if number == 8:
         raise GlannError("there is no data")
     if number == 9:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from glann import storage, training
 from glann.devices import pick_device, pick_precision
-from glann.errors import GlannError
+from glann.errors import GlannError, NotFinite
 from glann.images import read_image
 from glann.optimisers import (
     adam,
@@ -333,7 +333,7 @@ def test_a_folder_of_another_stage_is_refused(tmp_path):
 @pytest.mark.parametrize("folder", [True, False])
 def test_a_loss_that_is_not_finite_stops_the_training(bad, folder, tmp_path, every_step):
     path = tmp_path if folder else None
-    with pytest.raises(GlannError, match="the loss of toy is not finite around step 10") as caught:
+    with pytest.raises(NotFinite, match="the loss of toy is not finite around step 10") as caught:
         method(path, loss_of=lambda step, loss: loss * (bad if step == 9 else 1))
     assert "lower learning rate" in str(caught.value)
     assert (f"{tmp_path} keeps the last checkpoint" in str(caught.value)) == folder
@@ -347,7 +347,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(bad, folder, tmp_path, eve
 def test_no_checkpoint_is_written_between_a_bad_loss_and_the_log(tmp_path, monkeypatch):
     """The loss isn't read at every step; saving reads it."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(GlannError, match="not finite around step 6"):
+    with pytest.raises(NotFinite, match="not finite around step 6"):
         method(tmp_path, loss_of=lambda step, loss: loss * (math.nan if step == 5 else 1))
     assert storage.read_manifest(tmp_path)["step"] == 5
 

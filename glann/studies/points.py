@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from glann.baselines import MODELS
 from glann.baselines.gan import GAN
 from glann.devices import pick_device
-from glann.errors import GlannError
+from glann.errors import NotFinite
 from glann.imle import IMLE
 from glann.networks import Generator, evaluation_mode
 from glann.optimisers import adam, learning_rate, set_learning_rate
@@ -199,7 +199,7 @@ class PointIMLE:
         """Learn from float32 points `(n, dim)`; returns self.
 
         Raises:
-            GlannError: if the loss is not finite.
+            NotFinite: if the loss is not.
         """
         loss = torch.zeros(())
         torch.set_flush_denormal(True)
@@ -207,7 +207,7 @@ class PointIMLE:
             pass
         torch.set_flush_denormal(False)
         if not loss.isfinite():
-            raise GlannError(f"the loss is not finite: {float(loss)}; try a lower lr")
+            raise NotFinite(f"the loss is not finite: {float(loss)}; try a lower lr")
         return self
 
     def sample(self, n: int, seed: int = 0) -> torch.Tensor:

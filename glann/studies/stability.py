@@ -20,7 +20,7 @@ from glann.baselines import MODELS
 from glann.comparison import LABELS, SAMPLE_SEED, load_test, load_whole, make_protocol
 from glann.data import load
 from glann.density import Gaussian
-from glann.errors import GlannError
+from glann.errors import NotFinite
 from glann.evaluation.scores import Protocol
 from glann.images import to_float, to_uint8
 from glann.recipes import Recipe, load_recipe
@@ -35,13 +35,11 @@ from glann.studies.trained import fitted
 def score(recipe: Recipe, model: str, protocol: Protocol, device: str) -> Row:
     """Train a model and give its samples' FID and FID ÷ floor, or why it "failed".
 
-    A training whose loss is not finite is a result, any other error is raised.
+    A training that came to numbers that are not finite is a result, any other error is raised.
     """
     try:
         pipeline = fitted(recipe, model, protocol.train.images, device=device)
-    except GlannError as error:
-        if "not finite" not in str(error):
-            raise
+    except NotFinite as error:
         return {"failed": str(error)}
     return ratio(pipeline.sample(protocol.n, SAMPLE_SEED), protocol)
 

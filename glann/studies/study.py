@@ -43,7 +43,7 @@ class Place:
 class Run:
     """One piece of a study: a call `function(place, **arguments)`, which gives a row or several.
 
-    A loss that is not finite, a GlannError that says so, makes a row with "failed".
+    `NotFinite` makes a row with "failed".
     """
 
     key: str

@@ -25,7 +25,7 @@ import torch
 
 from glann import storage
 from glann.devices import pick_device
-from glann.errors import GlannError
+from glann.errors import GlannError, NotFinite
 from glann.report.studies import write_section
 from glann.runner import environment
 from glann.settings import as_dict
@@ -165,11 +165,7 @@ def _carry_out(run: Run, place: Place) -> tuple[list[Row], float]:
     began = time.monotonic()
     try:
         made = run.function(dataclasses.replace(place, key=run.key), **run.arguments)
-    except Interrupted:
-        raise
-    except GlannError as error:
-        if "not finite" not in str(error):
-            raise
+    except NotFinite as error:
         made = {"failed": str(error)}
     seconds = round(time.monotonic() - began, 3)
     return made if isinstance(made, list) else [made], seconds
