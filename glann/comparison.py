@@ -158,6 +158,7 @@ def evaluate(
     *,
     real: Path | None = None,
     fake: Path | None = None,
+    size: int | None = None,
     data: str | None = None,
     folder: Path | None = None,
     samples: int = 10_000,
@@ -174,6 +175,7 @@ def evaluate(
         target: a saved pipeline, or None for the images of `fake`.
         real: an image folder or array to score against instead of the pipeline's own test images.
         fake: an image folder or array.
+        size: of these, scaled and cropped to squares; None: as they are.  The real ones follow.
         data: where the pipeline's images are, if not where they were in training, or where its
             recipe or the defaults say.
         folder: where results.json, pictures and the report go; None writes nothing.
@@ -186,15 +188,18 @@ def evaluate(
         say: called with a line of news for the user.
     """
     pipeline = given = None
+    if folder is not None:
+        _check_results(folder)
     if target is not None:
         pipeline = GLANN.load(target, device)
         shape = pipeline.image_shape
     else:
         assert fake is not None
-        given = read_images(fake)
+        given = read_images(fake, size=size)
         shape = (int(given.shape[1]), int(given.shape[2]), int(given.shape[3]))
     if real is not None:
         found = read_images(real, size=shape[1:], channels=shape[0])
+        say(f"images    scored at {shape[1]}×{shape[2]}")
         train = Images(found, None, "array", fingerprint(found), str(real), ())
         test = whole = None
     else:
@@ -203,6 +208,12 @@ def evaluate(
         data = data or runner.place_of(target)
         train, section = runner.training_images(pipeline, data), runner.data_of(pipeline)
         test, whole = load_test(section, data), load_whole(section, data)
+        if test is None:
+            say(
+                "note      there are no test images: scores are against half of the training "
+                "images, by which copies are best. Hold some out before training "
+                "(--set data.test_fraction=0.2)"
+            )
     if given is not None:  # no more real images than there are others to score
         samples = min(samples, len(given))
     protocol = make_protocol(train, test, whole, features, samples, device, progress, weights, say)
@@ -219,8 +230,6 @@ def evaluate(
     if folder is not None:
         results = Results(folder, train.source, {}, protocol, command, "")
         results.add("evaluate", rows)
-    for row in rows:
-        say(sentence(row))
     return rows
 
 
@@ -419,6 +428,22 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _check_results(folder: Path) -> Any:
+    """What a folder's results.json holds, None if there is none; GlannError if it isn't ours."""
+    path = folder / "results.json"
+    if folder.exists() and not folder.is_dir():
+        raise GlannError(f"{folder} is a file; wanted a folder for the results")
+    there = storage.read_json(path) if path.is_file() else None
+    try:
+        if there is not None:
+            (there["protocol"]["key"], [row["identity"] for row in there["rows"]])
+    except (KeyError, TypeError) as error:
+        raise GlannError(
+            f"{path} is not what glann wrote; choose another folder, or move it away"
+        ) from error
+    return there
+
+
 class Results:
     """The rows of a comparison, kept in `folder`/results.json; the report follows each change."""
 
@@ -445,7 +470,7 @@ class Results:
         }
         path = folder / "results.json"
         if path.is_file():
-            there = storage.read_json(path)
+            there = _check_results(folder)
             if there["protocol"]["key"] == self._key:
                 self._content["rows"] = there["rows"]
             else:  # numbers of other images or features don't compare with these, but cost work

@@ -31,6 +31,9 @@ SOURCES = ("digits", "mnist", "fashion-mnist", "cifar10", "faces", "folder", "ar
 
 SPLITS = ("train", "test")
 
+DARK = 64
+"""Images without a pixel as bright are told of: they may have been meant to be scaled."""
+
 _CLASS_NAMES = {
     "digits": "0,1,2,3,4,5,6,7,8,9",
     "mnist": "0,1,2,3,4,5,6,7,8,9",
@@ -95,8 +98,9 @@ class Images:
         labels: int64 `(n,)`, or None if the source has none.
         source: one of `SOURCES`.
         fingerprint: what `glann.storage.fingerprint` says of the images.
-        place: where they were read from, for people: a path or "scikit-learn".
+        place: where they were read from: an absolute path or "scikit-learn".
         class_names: the name of each label; () if there are none.
+        note: what looks odd about them, for people, several things joined by "; "; "" if nothing.
     """
 
     images: torch.Tensor
@@ -105,6 +109,7 @@ class Images:
     fingerprint: str
     place: str
     class_names: tuple[str, ...]
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -145,7 +150,15 @@ def load(data: Data, path: str | Path | None = None, split: str = "train") -> Im
     else:
         images = formats.fit(formats.take(found.images, rows), size, data.channels)
     labels = None if found.labels is None else found.labels[rows].long()
-    return Images(images, labels, data.source, fingerprint(images), found.place, class_names)
+    return Images(
+        images,
+        labels,
+        data.source,
+        fingerprint(images),
+        found.place,
+        class_names,
+        note="; ".join(filter(None, (found.note, _dark(images)))),
+    )
 
 
 @formats.os_errors()
@@ -163,7 +176,7 @@ def read_images(
         files = list(itertools.chain(*formats.files_by_class(path).values()))
     elif not path.is_file():
         raise GlannError(f"{path} is missing; wanted an image, a .npy or .npz file or a folder")
-    elif path.suffix.lower() in (".npy", ".npz"):
+    elif path.suffix.lower() in formats.ARRAYS:
         return formats.fit(formats.read_array(path)[0], target, channels)
     else:
         files = [path]
@@ -182,6 +195,7 @@ class _Found:
     place: str = "scikit-learn"
     class_names: tuple[str, ...] = ()
     channels: int = 0
+    note: str = ""
 
 
 def _target(data: Data) -> tuple[int, int] | None:
@@ -225,6 +239,16 @@ def _check_labels(found: _Found, classes: int) -> None:
             f"{found.place} has labels up to {largest}; wanted 0 to {classes - 1}. These are other "
             "images than the source's name says, or the file is damaged"
         )
+
+
+def _dark(images: torch.Tensor) -> str:
+    """What is said of images that are all but black; of many, a thousand are looked at."""
+    brightest = 0
+    for image in images[:: -(-len(images) // 1000)]:
+        brightest = max(brightest, int(image.max()))
+        if brightest >= DARK:
+            return ""
+    return f"the brightest pixel is {brightest} of 255: were they meant to be scaled?"
 
 
 def _rows(data: Data, split: str, n: int) -> torch.Tensor:
@@ -272,18 +296,31 @@ class _Search:
         self.given = given is not None
         if given is None:
             roots = filter(None, (os.environ.get("GLANN_DATA"), "data"))
-            self.places = [_user_path(root) / data.source for root in roots]
+            self.places = [_user_path(root).absolute() / data.source for root in roots]
         else:
-            base = _user_path(given)
+            base = _user_path(given).absolute()
             # A class of images may well be named "folder": that source's path is the folder.
             self.places = [base] if data.source == "folder" else [base / data.source, base]
 
     def missing(self, wanted: str) -> GlannError:
-        return GlannError(
-            f"data.source = '{self.data.source}': {wanted} not found in "
-            f"{' or '.join(map(str, self.places))}. Put the files there, or say where they are "
-            "with data.path, --data or GLANN_DATA"
+        """What to do where `wanted` is in none of the places."""
+        return GlannError(f"data.source = '{self.data.source}': {self._reason(wanted)}")
+
+    def _reason(self, wanted: str) -> str:
+        last = self.places[-1]  # what was given, if anything was
+        if last.suffix.lower() in formats.ARRAYS:
+            if last.is_file():
+                return f'{last} is an array. To learn from it set data.source = "array"'
+            if not last.exists():
+                return f"{last} is not there. Mend the path, which data.path or --data gives"
+        reason = (
+            f"{wanted} not found in {' or '.join(map(str, self.places))}. Put the files there, or "
+            "say where they are with data.path, --data or GLANN_DATA"
         )
+        for place in self.places:
+            if place.is_dir() and formats.holds_images(place):
+                return f'{reason}; to learn from the images in {place} set data.source = "folder"'
+        return reason
 
     def fetch(self, wanted: str, what: str, call: Callable[[], _Found]) -> _Found:
         """Let scikit-learn fetch `what`, unless `wanted` should have been in a place."""
@@ -383,6 +420,8 @@ def _folder(search: _Search) -> _Found:
     if root is None:
         raise search.missing("a folder of images")
     own_test = all((root / name).is_dir() for name in SPLITS)
+    if own_test:
+        _check_beside(root)
     _check_split(search.data, search.split, own_test)
     # Channels and labels follow from both splits, so that they mean the same in each.
     trees = [formats.files_by_class(root / name) for name in (SPLITS if own_test else ("",))]
@@ -396,7 +435,20 @@ def _folder(search: _Search) -> _Found:
         place=str(root),
         class_names=tuple(names),
         channels=search.data.channels or formats.common_channels(files),
+        note=formats.left_out(root),
     )
+
+
+def _check_beside(root: Path) -> None:
+    """Refuse images beside train/ and test/, which nothing would be learned from."""
+    beside = [entry for entry in formats.visible(root) if entry.name not in SPLITS]
+    names = [entry.name for entry in beside if formats.holds_images(entry)]
+    if names:
+        raise GlannError(
+            f"{root} holds train/ and test/, which are taken for the two splits, and images "
+            f"beside them: {formats.some_of(sorted(names, key=formats.natural))}. No others may "
+            "lie there: move them away or, if all of these are classes, rename train/ or test/"
+        )
 
 
 _READERS = {"digits": _digits, "mnist": _mnist, "fashion-mnist": _mnist, "cifar10": _cifar10}

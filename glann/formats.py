@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import math
 import mmap
+import os
 import pickle
 import pickletools
 import re
@@ -17,7 +18,8 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +39,9 @@ from glann.storage import fingerprint, mapped, reserve, write_atomically
 SMALLEST, LARGEST = 8, 256
 """Heights and widths that the generators work for, both inclusive."""
 
+ARRAYS = (".npy", ".npz")
+"""Endings of files that are taken for arrays."""
+
 PROGRESS_FROM = 500
 """Decoding more files than this shows a progress bar."""
 
@@ -46,6 +51,13 @@ of them go to a file in the cache, from which they are mapped."""
 
 STALE_SECONDS = 86_400
 """A file of the cache that was begun so long ago and isn't whole is not being written any more."""
+
+_SIDE_FILES = (
+    *(".txt", ".md", ".rst", ".html", ".htm", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml"),
+    *(".yml", ".toml", ".log", ".ini", ".db", ".xmp", ".aae", "license", "licence", "copying"),
+    *("readme", "notice", "authors"),
+)
+"""Endings, and names without one, of what often lies beside images and that nobody misses."""
 
 _AT_ONCE = 4096
 """Images that are decoded or copied between two looks at how far it has come."""
@@ -266,11 +278,44 @@ def files_by_class(folder: Path) -> dict[str, list[Path]]:
             "two: all images together, or each in the folder of its class"
         )
     if not flat and not classes:
+        others = left_out(folder)
         raise GlannError(
-            f"{folder} holds no images; wanted files that end in {' '.join(SUFFIXES)}, together or "
-            "one folder for each class"
+            f"{folder} holds no images{f' ({others})' if others else ''}; wanted files that end in "
+            f"{' '.join(SUFFIXES)}, together or one folder for each class"
         )
     return {"": flat} if flat else classes
+
+
+def left_out(folder: Path) -> str:
+    """How many files aren't taken for images: "5 other files left out: .heic", or "" if none."""
+    # A file without an ending is told by its name.
+    endings = Counter(file.suffix.lower() or file.name for file in _files(folder))
+    others = {e: n for e, n in endings.items() if e.lower() not in (*SUFFIXES, *_SIDE_FILES)}
+    if not others:
+        return ""
+    count = sum(others.values())
+    commonest = sorted(others, key=lambda ending: (-others[ending], ending))
+    return f"{count:,} other file{'s' if count > 1 else ''} left out: {some_of(commonest)}"
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a path is an image file, or a folder with one in it or in a class of it."""
+    return any(file.suffix.lower() in SUFFIXES for file in _files(path))
+
+
+def _files(path: Path, levels: int = 3) -> Iterator[Path]:
+    """A file, or those in a folder without hidden ones: train/CLASS/FILE are three levels."""
+    if path.is_file():
+        yield path
+    elif levels and path.is_dir():
+        for entry in visible(path):
+            yield from _files(entry, levels - 1)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def visible(folder: Path) -> list[Path]:
@@ -302,22 +347,37 @@ def common_channels(files: Iterable[Path]) -> int:
 
 
 def decode(files: list[Path], size: tuple[int, int] | None, channels: int) -> torch.Tensor:
-    """Decode image files into one tensor `(n, c, h, w)`, each scaled and cropped to `size`."""
+    """Decode image files into one tensor `(n, c, h, w)`, each scaled and cropped to `size`.
 
-    def read(path: Path) -> torch.Tensor:
-        image = read_image(path, channels)
+    Raises:
+        GlannError: files can't be read, all of which have been tried then, or are of several sizes.
+    """
+    reasons: dict[int, str] = {}  # an error itself would keep what was decoded until it came
+
+    def read(i: int) -> torch.Tensor | None:
+        try:
+            image = read_image(files[i], channels)
+        except GlannError as error:
+            reasons[i] = str(error)
+            return None
         return image if size is None else resize_and_crop(image, size)
 
-    first = read(files[0])
-    _check_sides(*first.shape[1:])
+    readable = ((i, image) for i in range(len(files)) if (image := read(i)) is not None)
+    start, first = next(readable, (0, None))
+    if first is None:
+        raise _unreadable(files, reasons)
+    shape = first.shape
+    _check_sides(*shape[1:])
 
     def put(images: torch.Tensor, i: int) -> None:
-        image = read(files[i])
-        if image.shape != first.shape:
-            sizes = ["×".join(map(str, shown.shape[1:])) for shown in (first, image)]
+        image = read(i)
+        if image is None:
+            return
+        if image.shape != shape:
+            sizes = ["×".join(map(str, shown[1:])) for shown in (shape, image.shape)]
             raise GlannError(
-                f"{files[0]} is {sizes[0]} and {files[i]} is {sizes[1]}; wanted one size. Set "
-                "data.size, to which all images are then scaled and cropped"
+                f"{files[start]} is {sizes[0]} and {files[i]} is {sizes[1]}; wanted one size. Set "
+                "data.size (glann evaluate: --size), to which all are then scaled and cropped"
             )
         images[i] = image
 
@@ -334,6 +394,8 @@ def decode(files: list[Path], size: tuple[int, int] | None, channels: int) -> to
                 # Cancels what is left if one fails.
                 for _ in pool.map(put, itertools.repeat(images), part.tolist()):
                     bar.update()
+        if reasons:
+            raise _unreadable(files, reasons)
 
     def made_of() -> Iterator[str]:
         yield f"{size} {channels}"
@@ -341,7 +403,20 @@ def decode(files: list[Path], size: tuple[int, int] | None, channels: int) -> to
             about = path.stat()
             yield f"{path.absolute()} {about.st_size} {about.st_mtime_ns}"
 
-    return _kept((len(files), *first.shape), fill, made_of)
+    return _kept((len(files), *shape), fill, made_of)
+
+
+def _unreadable(files: list[Path], reasons: dict[int, str]) -> GlannError:
+    """One error for all files that can't be read, of which `reasons` has the indices."""
+    bad = sorted(reasons)
+    if len(bad) == 1:  # what was given by itself may well be whole, but no image
+        return GlannError(reasons[bad[0]] + (". Delete or mend it" if len(files) > 1 else ""))
+    folder = os.path.commonpath(files)
+    names = some_of([str(files[i].relative_to(folder)) for i in bad])
+    return GlannError(
+        f"{len(bad):,} of {len(files):,} images in {folder} can't be read: {names}. The first: "
+        f"{reasons[bad[0]]}. Delete or mend them"
+    )
 
 
 def fit(images: torch.Tensor, size: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
@@ -437,5 +512,5 @@ def _check_sides(height: int, width: int) -> None:
     if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
         raise GlannError(
             f"the images are {height}×{width}; wanted a height and a width of {SMALLEST} to "
-            f"{LARGEST}. Set data.size, to 64 for example"
+            f"{LARGEST}. Set data.size, to 64 for example (glann evaluate: --size 64)"
         )

@@ -189,7 +189,9 @@ def write_png(image: torch.Tensor, path: Path) -> None:
 
 
 def save_grid(images: torch.Tensor, path: str | Path, columns: int | None = None) -> None:
-    """Write uint8 images `(n, c, h, w)` as one PNG grid."""
+    """Write uint8 images `(n, c, h, w)` as one PNG grid; GlannError if `path` ends otherwise."""
+    if ending(Path(path)) != ".png":
+        raise GlannError(f"a grid is written as PNG; wanted a name that ends in .png, got {path}")
     write_png(grid(images, columns), Path(path))
 
 
@@ -206,11 +208,27 @@ def interleave(above: torch.Tensor, below: torch.Tensor, columns: int = 8) -> to
 
 def check_output(path: Path) -> None:
     """Refuse a name that `save_images` can't write, before the work is done."""
-    if path.suffix not in ("", ".png", ".npy", ".npz"):
+    if ending(path) not in ("", ".png", ".npy", ".npz"):
         raise GlannError(
             f"{path} ends in '{path.suffix}'; wanted .png (a grid), .npy or .npz (the array), or "
             "a name without an ending (a folder of PNGs)"
         )
+    if ending(path):
+        return
+    if str(path) in (".", "-"):
+        raise GlannError(f"'{path}' was given; wanted the name of a file, or of a new folder")
+    # Images of a folder are numbered from 0, and might be somebody's photographs.
+    there = sorted(path.iterdir()) if path.is_dir() else []
+    if there:
+        raise GlannError(
+            f"{path} holds {there[0].name} already, and perhaps more; wanted a new folder or an "
+            "empty one"
+        )
+
+
+def ending(path: Path) -> str:
+    """What a file's name says that it is: ".png" of X.PNG, "" of a folder's."""
+    return path.suffix.lower()
 
 
 def save_array(array: torch.Tensor, path: str | Path) -> str:
@@ -227,12 +245,12 @@ def save_images(images: torch.Tensor, path: str | Path, columns: int | None = No
     """
     path, images = Path(path), as_images(images)
     check_output(path)
-    if path.suffix == ".png":
+    if ending(path) == ".png":
         save_grid(images, path, columns)
         return f"{path} (a grid of {len(images)} images)"
-    if path.suffix == ".npy":
+    if ending(path) == ".npy":
         return save_array(images, path)
-    if path.suffix == ".npz":
+    if ending(path) == ".npz":
         write_atomically(path, lambda file: np.savez_compressed(file, images=images.numpy()))
         return f"{path} (uint8 {tuple(images.shape)}, key 'images')"
     digits = len(str(max(0, len(images) - 1)))

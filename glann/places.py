@@ -11,6 +11,10 @@ RUNS = Path("runs")
 """Runs are written to runs/NAME under the current folder."""
 
 
+RECIPE = "recipe.toml"
+"""What a run keeps the recipe in that it goes by."""
+
+
 def cache_folder() -> Path:
     """Where is kept what can be made again: $GLANN_CACHE, or glann in the user's cache folder."""
     given, base = os.environ.get("GLANN_CACHE"), os.environ.get("XDG_CACHE_HOME")
@@ -41,8 +45,10 @@ def shipped_pipelines() -> dict[str, Path]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe given by path, or of a shipped one by name."""
+    """The file of a recipe given by path, of a shipped one by name, or of a run by its folder."""
     path = Path(name)
+    if str(name) not in shipped_recipes() and (path / RECIPE).is_file():
+        return path / RECIPE
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
             raise GlannError(f"there is no recipe file {path}")
@@ -51,9 +57,18 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) not in recipes:
         raise GlannError(
             f"there is no recipe '{name}'; {nearest_name(str(name), recipes)} (`glann recipes` "
-            "lists them; a file of your own is given by its path, ending in .toml)"
+            "lists them; a file of your own is given by its path, ending in .toml, and a run that "
+            "is to go on by its folder)"
         )
     return recipes[str(name)]
+
+
+def run_of(name: str | Path) -> Path:
+    """Where a recipe is trained if nothing else is said: in the run that it is of, or runs/NAME."""
+    path = find_recipe(name)
+    if path.name == RECIPE and (path.parent / "environment.json").is_file():
+        return path.parent
+    return RUNS / path.stem
 
 
 def find_pipeline(target: str | Path) -> Path:

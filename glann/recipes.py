@@ -22,7 +22,7 @@ from glann.evaluation.features import FEATURES
 from glann.finetuning import FineTuning
 from glann.glo import GLO
 from glann.pipeline import CODE_SAMPLERS, sampler_name
-from glann.places import find_recipe
+from glann.places import RECIPE, find_recipe
 from glann.settings import as_dict, check, check_value, nearest_name, setting
 
 
@@ -97,7 +97,7 @@ def load_recipe(name_or_path: str | Path | None, overrides: Sequence[str] = ()) 
     name, content = "defaults", {}
     if name_or_path is not None:
         path = find_recipe(name_or_path)
-        name = path.stem
+        name = path.absolute().parent.name if path.name == RECIPE else path.stem
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -185,6 +185,8 @@ def section(
                 f"{full} is not a setting of {kind.__name__}; "
                 + nearest_name(key, [*fields, *also])
             )
+        if value == "none" and type(None) in typing.get_args(annotations[key]):
+            content = {**content, key: None}  # as help texts say it; TOML has no word for it
         if annotations[key] is float and isinstance(value, int) and not isinstance(value, bool):
             try:
                 content = {**content, key: float(value)}  # 2 and 2.0 are one setting

@@ -34,13 +34,17 @@ from glann.formats import mapped_array
 from glann.glo import FEATURES, GLO, PLACES
 from glann.images import save_grid, side_by_side, write_png
 from glann.imle import IMLE
+from glann.losses import load_vgg16
 from glann.networks import Generator
 from glann.pipeline import GLANN, sampler_name, save_sampler, versions
-from glann.places import find_pipeline
+from glann.places import RECIPE, find_pipeline
 from glann.recipes import Recipe, make_recipe
 from glann.settings import as_dict, nearest_name
 
 Say = Callable[[str], object]
+
+PICTURES = ("samples.png", "side-by-side.png")
+"""What a pipeline shows of itself in its run's folder."""
 
 
 def train_glo(
@@ -68,11 +72,15 @@ def train_glo(
     images = load(recipe.data, data)
     with storage.alone(folder, "training"):
         if restart:
-            stale = ("glo", "imle", "finetune", "pipeline", "recipe.toml")
+            if recipe.glo.loss == "vgg":
+                load_vgg16(recipe.glo.vgg_weights)  # before anything is deleted
+            stale = ("glo", "imle", "finetune", "pipeline", RECIPE, *PICTURES)
             _delete(*(folder / part for part in stale))
         _claim(folder, recipe, images.fingerprint)
         n, channels, height, width = images.images.shape
         say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
+        if images.note:
+            say(f"note      {images.note}")
         precision = str(pick_precision(recipe.glo.precision, torch.device(device)))
         note = "" if precision == "torch.float32" else f" in {precision.removeprefix('torch.')}"
         say(f"run       {folder} on {device}{note}{_together()}, seed {recipe.seed}")
@@ -117,7 +125,9 @@ def train_imle(
         features = load_features(folder / "glo" / FEATURES, generator.image_shape)
     with storage.alone(folder, "training"):
         if restart:
-            _delete(folder / "imle", folder / "finetune", folder / "pipeline")
+            _compare(folder, recipe, ["data", "glo"])  # stage one stays
+            stale = ("imle", "finetune", "pipeline", *PICTURES)
+            _delete(*(folder / part for part in stale))
         _claim(folder, recipe)
         name = sampler_name(recipe.imle)
         say(f"codes     {len(codes):,} of {codes.shape[1]} numbers, from {folder / 'glo'}")
@@ -158,7 +168,7 @@ def train_imle(
             generator = tuned.generator_
             seconds["finetune"] = round(tuned.seconds_, 3)
             say(f"finetune  {tuned.seconds_:.0f} s of training")
-        about_images = storage.read_json(folder / "data.json")
+        about_images = _data_of_run(folder)
         sections, parts = recipe.sections(), ("seed", "data", "glo", "imle", "finetune")
         kept = {key: sections[key] for key in parts if key in sections}
         info = {
@@ -229,6 +239,8 @@ def train_baseline(
         _claim(folder, recipe, images.fingerprint)
         n, channels, height, width = images.images.shape
         say(f"images    {n:,} of {channels}×{height}×{width}, {images.source} from {images.place}")
+        if images.note:
+            say(f"note      {images.note}")
         say(f"run       {part} on {device}, seed {recipe.seed}")
         storage.write_json(folder / "data.json", {**about(images), "place": images.place})
         _note_environment(folder, device)
@@ -371,7 +383,7 @@ def place_of(target: str | Path) -> str | None:
 
 def _place_in(run: Path) -> str | None:
     """Where the images of a run folder were, if they still are."""
-    place = str(storage.read_json(run / "data.json").get("place"))
+    place = str(_data_of_run(run).get("place"))
     return place if Path(place).exists() else None
 
 
@@ -428,26 +440,33 @@ def _claim(folder: Path, recipe: Recipe, fingerprint: str | None = None) -> None
 
     `fingerprint` is that of the images that stage one is to learn from.
     """
-    path = folder / "recipe.toml"
     # A stage's settings are free until it has something to lose.
     sections = ["data", "glo"] if storage.is_saved(folder / "glo") else []
     if any(storage.is_saved(folder / part) for part in ("imle", "pipeline")):
         sections.append("imle")
     if storage.is_saved(folder / "finetune"):
         sections.append("finetune")
-    if sections and path.is_file():
-        there, wanted = _recipe_of(path, sections).sections(), recipe.sections()
-        for section in sections:
-            before, asked = there.get(section, {}), wanted.get(section, {})
-            for key in {**before, **asked}:
-                then, now = before.get(key), asked.get(key)
-                if then != now and not (section == "glo" and key in PLACES):
-                    _refuse(folder, f"{section}.{key} = {then!r}, now {now!r}")
-        if there["seed"] != wanted["seed"]:
-            _refuse(folder, f"seed = {there['seed']}, now {wanted['seed']}")
+    if sections:
+        _compare(folder, recipe, sections)
     if sections and fingerprint is not None:
         _check_images(folder, fingerprint)
-    storage.write_text(path, recipe.to_toml())
+    storage.write_text(folder / RECIPE, recipe.to_toml())
+
+
+def _compare(folder: Path, recipe: Recipe, sections: list[str]) -> None:
+    """Refuse a recipe of which these sections, or the seed, are not those of the run."""
+    path = folder / RECIPE
+    if not path.is_file():
+        return
+    there, wanted = _recipe_of(path, sections).sections(), recipe.sections()
+    for section in sections:
+        before, asked = there.get(section, {}), wanted.get(section, {})
+        for key in {**before, **asked}:
+            then, now = before.get(key), asked.get(key)
+            if then != now and not (section == "glo" and key in PLACES):
+                _refuse(folder, f"{section}.{key} = {then!r}, now {now!r}", section)
+    if there["seed"] != wanted["seed"]:
+        _refuse(folder, f"seed = {there['seed']}, now {wanted['seed']}", "seed")
 
 
 def _recipe_of(path: Path, sections: list[str]) -> Recipe:
@@ -463,9 +482,23 @@ def _recipe_of(path: Path, sections: list[str]) -> Recipe:
         ) from error
 
 
+def _data_of_run(folder: Path) -> dict[str, Any]:
+    """What a run says of the images that it learns from."""
+    path = folder / "data.json"
+    try:
+        content: dict[str, Any] = storage.read_json(path)
+        str(content["fingerprint"])
+    except (GlannError, KeyError, TypeError) as error:
+        raise GlannError(
+            f"{path} is missing or damaged, so that nobody knows which images this run has learned "
+            "from; put it back, or use --run FOLDER for a run of its own"
+        ) from error
+    return content
+
+
 def _check_images(folder: Path, fingerprint: str) -> None:
     """Refuse images that a run's stage one did not learn from."""
-    then = storage.read_json(folder / "data.json")["fingerprint"]
+    then = str(_data_of_run(folder)["fingerprint"])
     if then != fingerprint:
         raise GlannError(
             f"{folder} was trained on other images, or on these in another order (fingerprint "
@@ -489,10 +522,12 @@ def _together() -> str:
     return "" if processes.count() == 1 else f", {processes.count()} processes"
 
 
-def _refuse(folder: Path, difference: str) -> None:
+def _refuse(folder: Path, difference: str, section: str) -> None:
+    stage = "this stage" if section in ("imle", "finetune") else "stage one"
     raise GlannError(
-        f"{folder} is a run of another recipe: it has {difference}. Use the same settings to go "
-        "on, --run FOLDER for a run of its own, or --restart to begin this stage anew"
+        f"{folder} is a run of another recipe: it has {difference}. Give {folder} itself for the "
+        f"recipe to go on with its settings, --run FOLDER for a run of its own, or --restart to "
+        f"begin {stage} anew"
     )
 
 

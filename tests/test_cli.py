@@ -92,8 +92,8 @@ def snapshot(folder):
 def test_two_stages_then_samples():
     output = succeeds("train-glo", "quick.toml")
     assert "150 of 1×8×8, digits from scikit-learn" in output
-    assert "next      glann train-imle quick.toml" in output
-    output = succeeds("train-imle", "quick.toml")
+    assert "next      glann train-imle runs/quick" in output
+    output = succeeds("train-imle", "runs/quick")
     assert "runs/quick/pipeline" in output
     for name in ("samples.png", "side-by-side.png", "recipe.toml", "environment.json", "data.json"):
         assert Path("runs/quick", name).is_file()
@@ -111,6 +111,73 @@ def test_train_is_both_stages(run, tmp_path):
     for part in ("generator", "sampler"):
         for name, value in mine[part].items():
             assert torch.equal(value, theirs[part][name])
+
+
+def test_a_folder_that_holds_something_is_not_written_to(run):
+    Path("photos").mkdir()
+    Path("photos/0.png").write_bytes(b"a photograph")
+    for command in (("sample",), ("interpolate",), ("reconstruct",)):
+        assert "photos holds 0.png already" in fails(*command, run, "-o", "photos")
+    assert Path("photos/0.png").read_bytes() == b"a photograph"
+    for name in ("", "-"):
+        assert "wanted the name of a file, or of a new folder" in fails("sample", run, "-o", name)
+    succeeds("sample", run, "-n", 3, "-o", "new/folder")
+    assert "holds 0.png already" in fails("sample", run, "-o", "new/folder")
+
+
+def test_scores_of_anybodys_images(tmp_path):
+    """Of two folders whose sizes differ, and into a folder that holds something else."""
+    for name, side in (("real", 20), ("fake", 12)):
+        os.mkdir(name)
+        for i in range(120):
+            grey = np.random.default_rng(i + side).integers(0, 256, (side, side), dtype=np.uint8)
+            Image.fromarray(grey).save(f"{name}/{i}.png")
+    given = ("evaluate", "--real", "real", "--fake", "fake", "--features", "pixels")
+    assert "scored at 12×12" in succeeds(*given)
+    assert "scored at 8×8" in succeeds(*given, "--size", 8)
+    os.mkdir("own")
+    for content in ("[]", "{}", '{"protocol": {"key": 1}}'):
+        Path("own/results.json").write_text(content)
+        assert "is not what glann wrote" in fails(*given, "-o", "own")
+    assert "is a file; wanted a folder" in fails(*given, "-o", "own/results.json")
+
+
+def test_scores_without_test_images_say_so():
+    Path("own.toml").write_text(QUICK.replace('"digits"', '"array"'))
+    np.save("a.npy", np.random.default_rng(0).integers(0, 256, (150, 1, 8, 8), dtype=np.uint8))
+    succeeds("train", "own.toml", "--data", "a.npy")
+    scored = ("evaluate", "runs/own", "--features", "pixels")
+    assert "copies are best" in succeeds(*scored)
+    output = succeeds(*scored, "--real", "a.npy")
+    assert "copies are best" not in output
+
+
+def test_endings_may_be_in_capitals(run):
+    succeeds("sample", run, "-n", 3, "-o", "OUT.PNG")
+    assert read_image(Path("OUT.PNG")).shape[0] == 1
+    succeeds("sample", run, "-n", 3, "-o", "OUT.NPY")
+    assert np.load("OUT.NPY").shape == (3, 1, 8, 8)
+
+
+def test_more_samples_than_the_disk_has_room_for(run):
+    assert "so many images of 64 bytes are" in fails("sample", run, "-n", 10**15, "-o", "x.npy")
+
+
+def test_many_samples_are_those_of_few_at_a_time(run, monkeypatch):
+    succeeds("sample", run, "-n", 50, "--start", 3, "-o", "whole.npy")
+    monkeypatch.setattr("glann.cli.sampling.AT_A_TIME", 7)
+    succeeds("sample", run, "-n", 50, "--start", 3, "-o", "parts.npy")
+    assert np.array_equal(np.load("whole.npy"), np.load("parts.npy"))
+
+
+def test_a_full_standard_output_is_no_traceback():
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    command = [sys.executable, "-m", "glann", "recipes"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "Error: output can't be written: No space left on device\n"
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.npz", "out", "out.png"])
@@ -236,7 +303,8 @@ def test_own_images_from_a_folder():
         colours = np.random.default_rng(i).integers(0, 256, (24, 30, 3), dtype=np.uint8)
         Image.fromarray(colours).save(f"photos/{i}.jpg")
     Path("own.toml").write_text(QUICK.replace('"digits"', '"folder"\nsize = 16'))
-    assert "40 of 3×16×16, folder from photos" in succeeds("train", "own.toml", "--data", "photos")
+    output = succeeds("train", "own.toml", "--data", "photos")
+    assert f"40 of 3×16×16, folder from {Path('photos').absolute()}" in output
 
 
 def test_help_teaches_every_command():
@@ -387,6 +455,57 @@ def test_a_run_goes_on_wherever_its_codes_are_kept():
     succeeds("train", "quick.toml")
     assert Path("runs/quick/glo/manifest.json").read_text() == before.decode()
     assert "not one of 'memory', 'disk'" in fails("train", "quick.toml", "--codes-on", "tape")
+
+
+def test_a_run_s_folder_goes_on_with_its_settings():
+    changed = ("--set", "glo.epochs=2", "--set", "imle.epochs=3")
+    output = succeeds("train-glo", "quick.toml", *changed, "--run", "here")
+    assert "next      glann train-imle here" in output
+    succeeds("train-imle", "here")
+    assert storage.read_manifest(Path("here/imle"))["steps"] == 15
+    assert not Path("runs").exists()
+    assert "epochs = 2" in succeeds("train", "here", "--dry-run")
+
+
+def test_restarting_stage_two_with_another_stage_one_deletes_nothing():
+    succeeds("train", "quick.toml")
+    before = snapshot("runs")
+    change = ("--set", "glo.epochs=5")
+    output = fails("train-imle", "quick.toml", *change, "--restart")
+    assert "glo.epochs = 4.0, now 5.0" in output
+    assert "begin stage one anew" in output
+    output = fails(
+        "train", "quick.toml", "--restart", "--set", "glo.loss=vgg", "--vgg-weights", "x"
+    )
+    assert "x is not a file" in output
+    assert snapshot("runs") == before
+
+
+def test_a_run_that_says_nothing_of_its_images():
+    succeeds("train", "quick.toml")
+    for content in ("{}", "[]", "{", None):
+        Path("runs/quick/data.json").unlink()
+        if content is not None:
+            Path("runs/quick/data.json").write_text(content)
+        for command in ("train-glo", "train-imle"):
+            output = fails(command, "quick.toml")
+            assert "data.json is missing or damaged" in output
+        Path("runs/quick/data.json").touch()
+
+
+def test_a_recipe_that_is_shown_says_where_the_images_are():
+    recipe = succeeds("train", "folder", "--data", "photos", "--set", "data.size=none", "--dry-run")
+    assert f'path = "{Path("photos").absolute()}"' in recipe
+    assert "size" not in recipe.split("[glo]")[0]
+    Path("mine.toml").write_text(recipe)
+    assert str(Path("photos").absolute()) in fails("train", "mine.toml")
+
+
+def test_what_is_odd_about_images_is_told():
+    Path("own.toml").write_text(QUICK.replace('"digits"', '"array"'))
+    np.save("a.npy", np.random.default_rng(0).integers(0, 2, (150, 1, 8, 8), dtype=np.uint8))
+    output = succeeds("train-glo", "own.toml", "--data", "a.npy")
+    assert "note      the brightest pixel is 1 of 255" in output
 
 
 def test_a_run_of_another_recipe_is_left_alone(tmp_path):

@@ -235,7 +235,7 @@ def test_order_of_places(tmp_path, monkeypatch, alone):
     assert found(with_setting)[0] == 2
     assert found(Data(source="mnist"))[0] == 3
     monkeypatch.setenv("GLANN_DATA", str(tmp_path / "elsewhere"))
-    assert found(Data(source="mnist")) == (4, str(Path("data") / "mnist"))
+    assert found(Data(source="mnist")) == (4, str(Path.cwd() / "data" / "mnist"))
 
 
 @pytest.mark.parametrize("source", [name for name in SOURCES if name != "digits"])
@@ -261,6 +261,40 @@ def test_other_split_missing_is_not_fetched(alone):
     marked(alone / "data" / "mnist", 1)
     with pytest.raises(GlannError, match=r"t10k-images-idx3-ubyte.*not found"):
         load(Data(source="mnist"), split="test")
+
+
+def test_places_are_found_again_from_another_folder(alone, tmp_path, monkeypatch):
+    write_image(alone / "photos" / "x.png", 8, 8)
+    np.save(alone / "x.npy", pixels(2, 1, 8, 8))
+    marked(alone / "mine", 1)
+    for source, path in (("folder", "photos"), ("array", "x.npy"), ("mnist", "mine")):
+        monkeypatch.chdir(alone)
+        images = load(Data(source=source), path)
+        assert images.place == str(Path.cwd() / path)
+        monkeypatch.chdir(tmp_path)
+        assert load(Data(source=source), images.place).fingerprint == images.fingerprint
+
+
+def test_an_array_that_is_not_there(tmp_path):
+    for source in ("array", "folder", "faces", "mnist"):
+        with pytest.raises(GlannError, match=rf"'{source}': \S+missing\.npy is not there\. Mend"):
+            load(Data(source=source), tmp_path / "missing.npy")
+
+
+@pytest.mark.parametrize("source", ["folder", "mnist", "cifar10"])
+def test_an_array_for_another_source(tmp_path, source):
+    np.save(tmp_path / "r1.npy", pixels(2, 1, 8, 8))
+    message = rf'\'{source}\': \S+r1\.npy is an array.*set data\.source = "array"$'
+    with pytest.raises(GlannError, match=message):
+        load(Data(source=source), tmp_path / "r1.npy")
+
+
+@pytest.mark.parametrize("source", ["array", "mnist", "cifar10"])
+def test_images_for_another_source(tmp_path, source):
+    write_image(tmp_path / "cats" / "x.png", 8, 8)
+    message = r'not found in .*; to learn from the images in \S+ set data\.source = "folder"$'
+    with pytest.raises(GlannError, match=message):
+        load(Data(source=source), tmp_path)
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
@@ -599,6 +633,21 @@ def test_train_and_test_folders(tmp_path):
         load(Data(source="folder", test_fraction=0.5), tmp_path)
 
 
+@pytest.mark.parametrize("beside", ["val/0.png", "val/a/0.png", "0.png"])
+def test_images_beside_train_and_test_are_refused(tmp_path, beside):
+    for name in ("train/0.png", "test/0.png", ".cache/0.png"):
+        write_image(tmp_path / name, 8, 8)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "README.md").touch()
+    assert len(load(Data(source="folder"), tmp_path)) == 1
+    write_image(tmp_path / beside, 8, 8)
+    name = Path(beside).parts[0]
+    message = rf"train/ and test/.* the two splits, and images beside them: {name}\. No others may"
+    for split in ("train", "test"):
+        with pytest.raises(GlannError, match=message):
+            load(Data(source="folder"), tmp_path, split)
+
+
 def test_train_folder_alone_is_a_class(tmp_path):
     write_image(tmp_path / "train" / "0.png", 8, 8)
     assert load(Data(source="folder"), tmp_path).class_names == ("train",)
@@ -655,6 +704,48 @@ def test_a_file_is_no_folder(tmp_path):
     write_image(tmp_path / "x.png", 8, 8)
     with pytest.raises(GlannError, match=r"a folder of images not found in .*x\.png"):
         load(Data(source="folder"), tmp_path / "x.png")
+
+
+# --- notes --------------------------------------------------------------------------------------
+
+
+def test_nothing_to_note(tmp_path):
+    write_image(tmp_path / "x.png", 8, 8)
+    assert load(Data(source="folder"), tmp_path).note == ""
+    assert load(Data()).note == ""
+
+
+def test_files_left_out_are_noted_for_both_splits(tmp_path):
+    for name in ("train/0", "test/0"):
+        write_image(tmp_path / f"{name}.png", 8, 8)
+        (tmp_path / f"{name}.heic").touch()
+    for split in ("train", "test"):
+        found = load(Data(source="folder"), tmp_path, split)
+        assert found.note == "2 other files left out: .heic"
+
+
+@pytest.mark.parametrize(("top", "noted"), [(1, True), (63, True), (64, False)])
+def test_dark_images_are_noted(tmp_path, top, noted):
+    np.save(tmp_path / "x.npy", np.minimum(pixels(3, 1, 8, 8), top))
+    wanted = f"the brightest pixel is {top} of 255: were they meant to be scaled?" if noted else ""
+    assert load(Data(source="array"), tmp_path / "x.npy").note == wanted
+
+
+def test_images_of_12_bits_in_16_are_noted_beside_files_left_out(tmp_path):
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "x.png")
+    (tmp_path / "y.heic").touch()
+    wanted = "1 other file left out: .heic; the brightest pixel is 15 of 255: were they meant to be"
+    assert load(Data(source="folder"), tmp_path).note == f"{wanted} scaled?"
+
+
+def test_a_thousand_images_are_looked_at_for_dark_ones(tmp_path):
+    images = np.zeros((2001, 1, 8, 8), np.uint8)
+    images[1999] = 255  # every third is looked at
+    np.save(tmp_path / "x.npy", images)
+    assert "brightest pixel is 0 of" in load(Data(source="array"), tmp_path / "x.npy").note
+    images[1998] = 255
+    np.save(tmp_path / "x.npy", images)
+    assert load(Data(source="array"), tmp_path / "x.npy").note == ""
 
 
 # --- read_images --------------------------------------------------------------------------------

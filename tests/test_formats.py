@@ -4,6 +4,7 @@ import os
 import pickle
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from glann.formats import (
     decode,
     files_by_class,
     fit,
+    holds_images,
+    left_out,
     os_errors,
     read_array,
     read_cifar10,
@@ -145,7 +148,8 @@ def test_other_images_are_other_files_of_the_cache(photos, cache, what):
 def test_a_damaged_image_leaves_nothing_in_the_cache(photos, cache):
     for bad in (7, 3):
         photos[bad].write_bytes(b"no image")
-    with pytest.raises(GlannError, match=r"3\.png can't be read as an image"):
+    message = r"2 of 9 images in .* read: 3\.png, 7\.png\. The first: .*3\.png can't be read as"
+    with pytest.raises(GlannError, match=message):
         decode(photos, None, 3)
     assert list(cache.iterdir()) == []
 
@@ -552,6 +556,37 @@ def test_folders_that_cannot_be_read_in_one_way(tmp_path):
         files_by_class(tmp_path)
 
 
+def test_files_that_are_left_out_are_counted(tmp_path):
+    for name in ("a/0.png", "a/1.HEIC", "b/2.heic", "b/raw/3.cr2", "b/IMG 4", "LICENSE", "x.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "a/.5.heic", "README.md", "labels.csv"):
+        (tmp_path / name).touch()
+    assert left_out(tmp_path) == "4 other files left out: .heic, .cr2, IMG 4"
+    assert left_out(tmp_path / "a") == "1 other file left out: .heic"
+    for i in range(6):
+        (tmp_path / f"{i}.e{i}").touch()
+    wanted = "10 other files left out: .heic, .cr2, .e0, .e1, .e2 and 4 more"
+    assert left_out(tmp_path) == wanted
+    (tmp_path / "a" / "1.HEIC").unlink()
+    assert left_out(tmp_path / "a") == ""
+
+
+def test_a_folder_without_images_tells_what_it_has(tmp_path):
+    for i in range(5):
+        (tmp_path / f"{i}.heic").touch()
+    with pytest.raises(GlannError, match=r"no images \(5 other files left out: \.heic\); wanted"):
+        files_by_class(tmp_path)
+
+
+def test_holds_images(tmp_path):
+    for name in ("a/notes.txt", "a/.b/x.png", "b/cats/x.PNG", "x.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    held = [holds_images(tmp_path / name) for name in ("a", "a/notes.txt", "b", "x.jpg", "y.jpg")]
+    assert held == [False, False, True, True, False]
+
+
 @pytest.mark.parametrize(
     ("mode", "channels"),
     [("L", 1), ("LA", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)],
@@ -588,16 +623,55 @@ def test_photos_need_a_size(tmp_path):
         decode([tmp_path / "a.png"], None, 1)
 
 
-def test_first_unreadable_image_is_named(tmp_path):
-    files = [tmp_path / f"{i}.png" for i in range(30)]
+@pytest.fixture
+def damaged(tmp_path):
+    """30 image files of two classes, and a function that damages some: (files, damage)."""
+    files = [tmp_path / "ab"[i // 15] / f"{i}.png" for i in range(30)]
     for file in files:
         write_image(file, 8, 8)
-    for i in (7, 20):
-        files[i].write_bytes(files[0].read_bytes()[:50])
-    with pytest.raises(GlannError, match=r"[/\\]7\.png can't be read as an image"):
+
+    def damage(*numbers):
+        for i in numbers:
+            files[i].write_bytes(files[i].read_bytes()[:50])
+
+    return files, damage
+
+
+def test_all_unreadable_images_are_told_of_at_once(tmp_path, damaged):
+    files, damage = damaged
+    damage(20, 7)
+    with pytest.raises(GlannError) as caught:
         decode(files, None, 1)
-    files[0].write_bytes(b"")
-    with pytest.raises(GlannError, match=r"[/\\]0\.png can't be read as an image"):
+    names = " ".join(str(Path(name)) for name in ("a/7.png,", "b/20.png."))
+    message = str(caught.value)
+    assert message.startswith(f"2 of 30 images in {tmp_path} can't be read: {names} The first: ")
+    assert f"{files[7]} can't be read as an image: " in message
+    assert message.endswith(". Delete or mend them")
+    damage(*range(8))
+    with pytest.raises(GlannError, match=r"9 of 30 .*[/\\]4\.png and 4 more\. The first: .*0\.png"):
+        decode(files, None, 1)
+    damage(*range(30))
+    with pytest.raises(GlannError, match=r"30 of 30 .*[/\\]4\.png and 25 more\."):
+        decode(files, None, 1)
+
+
+def test_one_unreadable_image_is_named(damaged):
+    files, damage = damaged
+    damage(0)
+    message = r"^\S*[/\\]0\.png can't be read as an image: .*\. Delete or mend it$"
+    with pytest.raises(GlannError, match=message):
+        decode(files, None, 1)
+    # Given by itself it may be anything.
+    with pytest.raises(GlannError, match=r"0\.png can't be read as an image") as caught:
+        decode(files[:1], None, 1)
+    assert "Delete" not in str(caught.value)
+
+
+def test_sizes_are_compared_with_the_first_that_can_be_read(damaged):
+    files, damage = damaged
+    damage(0)
+    write_image(files[9], 10, 8)
+    with pytest.raises(GlannError, match=r"[/\\]1\.png is 8×8 and \S+[/\\]9\.png is 10×8"):
         decode(files, None, 1)
 
 

@@ -14,10 +14,11 @@ from glann.cli.options import (
     quiet_option,
     recipe_options,
     resolve,
+    show,
     typed,
     weights_option,
 )
-from glann.places import RUNS
+from glann.places import run_of
 
 
 @main.command()
@@ -27,6 +28,12 @@ from glann.places import RUNS
     "--real",
     type=click.Path(path_type=Path),
     help="Against these.  [default: the test images that belong to PIPELINE's training images]",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(8, 256),
+    help="Scale and crop the images of --fake to squares of this side.  [default: as they are, all "
+    "of one size]  Real images get the size of the others.",
 )
 @click.option(
     "-n",
@@ -51,6 +58,7 @@ def evaluate(
     pipeline: str | None,
     fake: Path | None,
     real: Path | None,
+    size: int | None,
     n: int,
     features: str | None,
     weights: str | None,
@@ -71,6 +79,8 @@ def evaluate(
     """
     if (pipeline is None) == (fake is None):
         raise click.UsageError("give either a PIPELINE or --fake IMAGES")
+    if size is not None and fake is None:
+        raise click.UsageError("--size goes with --fake: a pipeline's samples have a size")
     if fake is not None and real is None:
         raise click.UsageError("--fake IMAGES needs --real IMAGES to be scored against")
     from glann import comparison
@@ -80,6 +90,7 @@ def evaluate(
         pipeline,
         real=real,
         fake=fake,
+        size=size,
         data=data,
         folder=output,
         samples=n,
@@ -88,6 +99,7 @@ def evaluate(
         device=device,
         progress=not quiet,
         command=typed(),
+        say=lambda text: click.echo(text, err=True),
     )
     click.echo(markdown_table({"rows": rows}))
     if output is not None:
@@ -142,13 +154,15 @@ def compare(
         extra.append(f"compare.features={features}")
     resolved = resolve(recipe, (*overrides, *extra))
     if dry_run:
-        click.echo(resolved.to_toml(), nl=False)
+        show(resolved, data)
         return
     from glann import comparison
 
     # Trained to other lengths, it is another run.
-    name = resolved.name if budget_seconds is None else f"{resolved.name}-{budget_seconds:g}s"
-    folder = run or RUNS / name
+    usual = run_of(recipe)
+    if budget_seconds is not None:
+        usual = usual.with_name(f"{usual.name}-{budget_seconds:g}s")
+    folder = run or usual
     if restart:
         shutil.rmtree(folder / "compare", ignore_errors=True)
     report = comparison.compare(

@@ -1,8 +1,10 @@
 """The group of all commands: their order, several processes, errors without a traceback."""
 
 import contextlib
+import errno
 import io
 import os
+import sys
 from typing import Any, NoReturn
 
 import click
@@ -30,6 +32,9 @@ TOGETHER = ("train", "train-glo", "train-imle", "sample", "evaluate")
 """Commands that torchrun can start in several processes."""
 
 
+AGAIN = "The same command without --restart goes"
+
+
 class Glann(click.Group):
     """Lists commands in the order in which one needs them and prints errors without a traceback."""
 
@@ -51,9 +56,17 @@ class Glann(click.Group):
         try:
             return super().invoke(ctx)
         except GlannError as error:
-            click.echo(f"Error: {error}", err=True)
+            message = str(error)
+            if "--restart" in sys.argv:  # which would delete what was just saved
+                message = message.replace("The same command goes", AGAIN)
+            click.echo(f"Error: {message}", err=True)
             # 130 is what a shell reports for a command that Ctrl-C ended.
             ctx.exit(130 if type(error).__name__ == "Interrupted" else 2)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            click.echo(f"Error: output can't be written: {error.strerror}", err=True)
+            os._exit(2)  # what is left in a buffer would raise the same again
         except MemoryError as error:
             _out_of_memory(ctx, error)
         except RuntimeError as error:

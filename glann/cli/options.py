@@ -132,6 +132,13 @@ def resolve(
     return load_recipe(recipe, [*overrides, *extra])
 
 
+def show(recipe: "Recipe", data: str | None) -> None:
+    """Print a recipe as TOML, that says where the images are if --data does."""
+    if data is not None:
+        recipe.data.path = str(Path(data).absolute())
+    click.echo(recipe.to_toml(), nl=False)
+
+
 def typed() -> str:
     """What the user typed."""
     return shlex.join(["glann", *sys.argv[1:]])

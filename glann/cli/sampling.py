@@ -1,12 +1,23 @@
 """Commands that use what was trained: new images, reconstructions, codes, ways between samples."""
 
+import math
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from glann.cli.group import main
 from glann.cli.options import data_option, device_option, output_option, seed_option
 from glann.errors import GlannError
+
+if TYPE_CHECKING:
+    import torch
+
+    from glann.pipeline import GLANN, CodeSampler
+
+AT_A_TIME = 8192
+"""Samples between two moves of the bar."""
 
 
 @main.command()
@@ -36,15 +47,17 @@ def sample(
 
     images.check_output(output)
     if storage.holds(Path(pipeline), "sampler"):
-        if output.suffix != ".npy":
+        if images.ending(output) != ".npy":
             raise GlannError(
                 f"{pipeline} gives codes, not images; wanted -o x.npy, got -o {output}"
             )
-        codes = load_sampler(pipeline).sample(n, seed, start)
-        click.echo(f"wrote {images.save_array(codes, output)}")
+        sampler = load_sampler(pipeline)
+        _check_room(output, n, 4 * sampler.sample(1).shape[1], "codes")
+        click.echo(f"wrote {images.save_array(_drawn(sampler, n, seed, start), output)}")
         return
-    made = GLANN.load(pipeline, device).sample(n, seed, start)
-    click.echo(f"wrote {images.save_images(made, output, columns)}")
+    loaded = GLANN.load(pipeline, device)
+    _check_room(output, n, math.prod(loaded.image_shape), "images")
+    click.echo(f"wrote {images.save_images(_drawn(loaded, n, seed, start), output, columns)}")
 
 
 @main.command()
@@ -78,7 +91,7 @@ def reconstruct(
     images.check_output(output)
     loaded = runner.load_with_codes(pipeline, device)
     assert loaded.codes is not None
-    chosen = _numbers(indices) if indices else list(range(min(n, len(loaded.codes))))
+    chosen = _numbers(indices) if indices is not None else list(range(min(n, len(loaded.codes))))
     made = loaded.reconstruct(chosen)
     columns = None
     if originals:
@@ -86,7 +99,7 @@ def reconstruct(
         real = runner.training_images(loaded, place).images[chosen]
         error = (images.to_float(made) - images.to_float(real)).abs().mean()
         click.echo(f"mean absolute error of a pixel: {float(error):.4f} (of 1)")
-        if output.suffix == ".png":
+        if images.ending(output) == ".png":
             made, columns = images.interleave(real, made), min(8, len(chosen))
     click.echo(f"wrote {images.save_images(made, output, columns)}")
 
@@ -111,7 +124,7 @@ def project(
     from glann.pipeline import GLANN
 
     images.check_output(output)
-    if codes is not None and codes.suffix != ".npy":
+    if codes is not None and images.ending(codes) != ".npy":
         raise GlannError(f"--codes {codes}: wanted a name that ends in .npy")
     loaded = GLANN.load(pipeline, device)
     channels, *size = loaded.image_shape
@@ -124,7 +137,7 @@ def project(
         f"{int(errors.argmax())})"
     )
     made, columns = found.images, None
-    if output.suffix == ".png":
+    if images.ending(output) == ".png":
         made, columns = images.interleave(given, made), min(8, len(given))
     click.echo(f"wrote {images.save_images(made, output, columns)}")
     if codes is not None:
@@ -149,11 +162,13 @@ def interpolate(
     device: str,
 ) -> None:
     """Images on the way from one sample to another, a row for each pair."""
+    import torch
+
     from glann import images
     from glann.pipeline import GLANN
 
     images.check_output(output)
-    if between:
+    if between is not None:
         ends = _numbers(between)
         if len(ends) != 2:
             raise GlannError(f"--between {between}: wanted two numbers, such as 3,7")
@@ -162,9 +177,38 @@ def interpolate(
     else:
         ends = list(range(2 * pairs))
     loaded = GLANN.load(pipeline, device)
-    codes = loaded.sampler.sample(max(ends) + 1, seed)[ends]
+    if between is None:
+        codes = loaded.sampler.sample(len(ends), seed)
+    else:  # not all those before them
+        codes = torch.cat([loaded.sampler.sample(1, seed, number) for number in ends])
     made = loaded.interpolate(codes[0::2], codes[1::2], steps)
     click.echo(f"wrote {images.save_images(made, output, columns=steps)}")
+
+
+def _check_room(output: Path, n: int, size: int, what: str) -> None:
+    """Refuse more than the disk has room for, before the work is done."""
+    place = next(each for each in (output.absolute(), *output.absolute().parents) if each.exists())
+    free = shutil.disk_usage(place).free
+    if n * size > max(free, 2**30):  # of less, the error in writing tells
+        raise GlannError(
+            f"-n {n}: so many {what} of {size:,} bytes are {n * size / 2**30:,.0f} GB, and "
+            f"{free / 2**30:,.1f} GB are free in {place}"
+        )
+
+
+def _drawn(sampler: "CodeSampler | GLANN", n: int, seed: int, start: int) -> "torch.Tensor":
+    """`n` samples, with a bar where that takes long."""
+    import torch
+    from tqdm import tqdm
+
+    from glann import processes
+
+    made, silent = [], not processes.is_first()
+    with tqdm(total=n, unit_scale=True, leave=False, delay=3, disable=silent) as bar:
+        for first in range(start, start + n, AT_A_TIME):
+            made.append(sampler.sample(min(AT_A_TIME, start + n - first), seed, first))
+            bar.update(len(made[-1]))
+    return torch.cat(made)
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Commands that train: both stages together and each by itself, and baselines."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from glann.cli.options import (
     precision_option,
     recipe_options,
     resolve,
+    show,
     vgg_option,
 )
-from glann.places import RUNS
+from glann.places import run_of
 
 
 @main.command("train")
@@ -47,18 +49,19 @@ def train(
     """Both stages: from images to a saved pipeline.
 
     Where the recipe has a section [finetune], the generator learns on after stage two, from the
-    codes that samples have. RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of
-    your own. The same command resumes a run that was interrupted.
+    codes that samples have. RECIPE is a shipped recipe's name (`glann recipes`), a TOML file of
+    your own, or the folder of a run that is to go on. The same command resumes a run that was
+    interrupted.
     """
     changes = {"glo.vgg_weights": vgg_weights, "glo.codes_on": codes_on, "imle.search": search}
     changes |= {"glo.precision": precision, "imle.precision": precision}
     resolved = resolve(recipe, overrides, changes)
     if dry_run:
-        click.echo(resolved.to_toml(), nl=False)
+        show(resolved, data)
         return
     from glann import runner
 
-    folder = run or RUNS / resolved.name
+    folder = run or run_of(recipe)
     how: dict[str, Any] = {"device": device, "progress": not quiet, "say": click.echo}
     runner.train_glo(resolved, folder, data=data, restart=restart, **how)
     saved: dict[str, Any] = {"with_codes": with_codes, "half": half, "details": details}
@@ -88,26 +91,27 @@ def train_glo(
 ) -> None:
     """Stage one: learn a generator and one code for each image.
 
-    RECIPE is a shipped recipe's name (`glann recipes`) or a TOML file of your own. The same command
-    resumes a run that was interrupted.
+    RECIPE is a shipped recipe's name (`glann recipes`), a TOML file of your own, or the folder of a
+    run that is to go on. The same command resumes a run that was interrupted.
     """
     changes = {"glo.vgg_weights": vgg_weights, "glo.codes_on": codes_on, "glo.precision": precision}
     resolved = resolve(recipe, overrides, changes)
     if dry_run:
-        click.echo(resolved.to_toml(), nl=False)
+        show(resolved, data)
         return
     from glann import runner
 
+    folder = run or run_of(recipe)
     runner.train_glo(
         resolved,
-        run or RUNS / resolved.name,
+        folder,
         data=data,
         device=device,
         progress=not quiet,
         restart=restart,
         say=click.echo,
     )
-    click.echo(f"next      glann train-imle {recipe}" + (f" --run {run}" if run else ""))
+    click.echo(f"next      {shlex.join(['glann', 'train-imle', str(folder)])}")
 
 
 @main.command("train-imle")
@@ -160,7 +164,7 @@ def train_imle(
     changes = {"imle.search": search, "imle.precision": precision}
     resolved = resolve(recipe, overrides, changes)
     if dry_run:
-        click.echo(resolved.to_toml(), nl=False)
+        show(resolved, data)
         return
     from glann import runner
 
@@ -174,7 +178,8 @@ def train_imle(
         runner.train_on_codes(resolved, codes, output, **how)
         click.echo(f"next      glann sample {output} -n 1000 -o new-codes.npy")
         return
-    folder = run or RUNS / resolved.name
+    assert recipe is not None
+    folder = run or run_of(recipe)
     saved: dict[str, Any] = {"with_codes": with_codes, "half": half, "details": details}
     runner.train_imle(resolved, folder, data=data, **saved, **how)
     click.echo(f"next      glann sample {folder}")
@@ -207,11 +212,11 @@ def train_baseline(
     """
     resolved = resolve(recipe, (f"compare.models={json.dumps([model])}", *overrides))
     if dry_run:
-        click.echo(resolved.to_toml(), nl=False)
+        show(resolved, data)
         return
     from glann import runner
 
-    folder = run or RUNS / resolved.name
+    folder = run or run_of(recipe)
     runner.train_baseline(
         resolve(recipe, overrides),
         model,
