@@ -349,8 +349,9 @@ def test_killed_at_any_moment_it_ends_as_a_straight_run(number, stage, tmp_path)
     )
     command = [sys.executable, "-c", program, "train", "quick.toml", *SLOW]
     subprocess.run([*command, "--run", "straight", "-q"], check=True, capture_output=True)
+    anew = ["--run", "killed", "--restart"]  # which would begin anew once more
     process = subprocess.Popen(
-        [*command, "--run", "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*command, *anew], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
     while not storage.is_saved(Path("killed", stage)) and time.monotonic() < deadline:
@@ -359,7 +360,7 @@ def test_killed_at_any_moment_it_ends_as_a_straight_run(number, stage, tmp_path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), errors
     if number == signal.SIGINT:
-        assert "The same command goes on from there" in errors
+        assert "The same command without --restart goes on from there" in errors
         assert "Traceback" not in errors
     assert not storage.is_saved(Path("killed/pipeline"))
     again = subprocess.run([*command, "--run", "killed"], capture_output=True, text=True)
