@@ -31,6 +31,9 @@ SOURCES = ("digits", "mnist", "fashion-mnist", "cifar10", "faces", "folder", "ar
 
 SPLITS = ("train", "test")
 
+OTHER_SPLITS = ("val", "valid", "validation")
+"""What others call the images that are not learned from."""
+
 DARK = 64
 """Images without a pixel as bright are told of: they may have been meant to be scaled."""
 
@@ -422,6 +425,12 @@ def _folder(search: _Search) -> _Found:
     own_test = all((root / name).is_dir() for name in SPLITS)
     if own_test:
         _check_beside(root)
+    for name in OTHER_SPLITS:  # which hardly is a class beside a class named "train"
+        if (root / "train").is_dir() and (root / name).is_dir() and not own_test:
+            raise GlannError(
+                f"{root} holds train/ and {name}/; wanted train/ and test/, to learn from the one "
+                f"and be scored against the other: rename {name}/, or give {root / 'train'} alone"
+            )
     _check_split(search.data, search.split, own_test)
     # Channels and labels follow from both splits, so that they mean the same in each.
     trees = [formats.files_by_class(root / name) for name in (SPLITS if own_test else ("",))]

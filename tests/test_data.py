@@ -648,6 +648,16 @@ def test_images_beside_train_and_test_are_refused(tmp_path, beside):
             load(Data(source="folder"), tmp_path, split)
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_folder_is_no_class_beside_train(tmp_path, name):
+    for folder in ("train", name):
+        write_image(tmp_path / folder / "0.png", 8, 8)
+    with pytest.raises(GlannError, match=rf"train/ and {name}/; wanted .* rename {name}/, or give"):
+        load(Data(source="folder"), tmp_path)
+    (tmp_path / name).rename(tmp_path / "test")
+    assert len(load(Data(source="folder"), tmp_path)) == 1
+
+
 def test_train_folder_alone_is_a_class(tmp_path):
     write_image(tmp_path / "train" / "0.png", 8, 8)
     assert load(Data(source="folder"), tmp_path).class_names == ("train",)
