@@ -41,11 +41,14 @@ from glann.training import SNAPSHOT, read_snapshots
 Say = Callable[[str], object]
 Row = dict[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the rows: of their names and of how their numbers come about."""
 
 SAMPLE_SEED = 0
 """Of the samples that are scored and shown, the same for every model and every training seed."""
+
+SHOWN = 64
+"""Samples in a picture."""
 
 LABELS = {
     "floor": "training images (the floor)",
@@ -254,14 +257,17 @@ def load_whole(data: Data, path: str | None = None) -> Images | None:
 
 
 def real_rows(protocol: Protocol, folder: Path | None = None) -> list[Row]:
-    """The rows of real images: the floor, and what copying would give where images are few."""
-    floor = _row("floor", 0, protocol) | protocol.floor
-    if folder is not None:
-        floor |= _pictures(floor, folder, protocol.floor_images)
-    if not protocol.few:
-        return [floor]
-    copies = protocol.train.images[protocol.rows]
-    return [floor, _scored(_row("copies", 0, protocol), copies, protocol, folder)]
+    """The rows of real images: the floor's draws, and what copying would give of few images."""
+    rows = []
+    for draw, scores in enumerate(protocol.floors()):
+        row = _row("floor", draw, protocol) | scores
+        if folder is not None and draw == 0:
+            row |= _pictures(row, folder, protocol.whole.images[protocol.draws[0][:SHOWN]])
+        rows.append(row)
+    if protocol.few:
+        copies = protocol.train.images[protocol.rows]
+        rows.append(_scored(_row("copies", 0, protocol), copies, protocol, folder))
+    return rows
 
 
 def pipeline_rows(
@@ -336,7 +342,7 @@ def _pictures(
     row: Row, folder: Path, images: torch.Tensor, closest: torch.Tensor | None = None
 ) -> dict[str, str]:
     name = f"{row['model']}-{row['seed']}.png"
-    save_grid(images[:64], folder / "samples" / name, columns=8)
+    save_grid(images[:SHOWN], folder / "samples" / name, columns=8)
     if closest is None:
         return {"samples": f"samples/{name}"}
     save_grid(closest, folder / "closest" / name, columns=8)

@@ -17,7 +17,7 @@ from glann.data import Data, Images, load
 from glann.density import Mixture
 from glann.errors import GlannError
 from glann.evaluation.features import make_features
-from glann.evaluation.scores import Protocol, scores
+from glann.evaluation.scores import FLOORS, Protocol, scores
 from glann.images import read_image
 from glann.randomness import permutation
 from glann.recipes import make_recipe
@@ -305,9 +305,33 @@ def test_real_images_are_the_test_images_and_the_floor_as_many_training_images()
     assert protocol.describe()["real"] == "120 test images of digits"
     everything = protocol.features(test.images)
     assert torch.equal(protocol.real.sort(0).values, everything.sort(0).values)
-    wanted = scores(real=protocol.real, fake=protocol.features(train.images[protocol.rows]))
-    assert protocol.floor == {**wanted, "fid_over_floor": 1.0}
-    assert len(protocol.rows.unique()) == 120
+    assert torch.equal(protocol.rows, protocol.draws[0])
+    rows = torch.cat(protocol.draws)
+    assert (len(protocol.draws), len(rows.unique())) == (2, 240)
+    wanted = [
+        scores(real=protocol.real, fake=protocol.features(train.images[draw]))
+        for draw in protocol.draws
+    ]
+    assert protocol.floor == pytest.approx(sum(score["fid"] for score in wanted) / 2)
+    for row, score in zip(protocol.floors(), wanted, strict=True):
+        assert row == {**score, "fid_over_floor": score["fid"] / protocol.floor}
+    assert sum(row["fid_over_floor"] for row in protocol.floors()) == pytest.approx(2)
+
+
+def test_the_floor_has_no_more_draws_than_wanted_and_none_of_what_is_real():
+    train = digits("train", 480)
+    assert len(make(train, digits("test"), samples=60).draws) == FLOORS
+    protocol = make(train, None, samples=60)  # whose real images are training images, too
+    real = permutation(0, "protocol", 0, 480)[60:120]
+    rows = torch.cat(protocol.draws)
+    assert (len(protocol.draws), len(rows.unique())) == (FLOORS, 60 * FLOORS)
+    assert not torch.isin(rows, real).any()
+
+
+def test_features_of_training_images_are_the_floors_and_the_others():
+    protocol = make(digits("train", 300), digits("test", 120))
+    protocol.memorisation(digits("test", 120).images)
+    assert torch.equal(protocol._train_features, protocol.features(protocol.train.images))
 
 
 def test_without_test_images_one_half_is_scored_against_the_other():
@@ -354,7 +378,8 @@ def test_of_a_few_training_images_the_others_are_the_floor():
     assert (len(train), len(test), protocol.n, protocol.few) == (40, 300, 200, True)
     real = whole.images[permutation(0, "protocol", 0, 300)]
     others = [image for image in real if not (image == train.images).all((1, 2, 3)).any()]
-    assert torch.equal(protocol.floor_images, torch.stack(others[:200]))
+    (draw,) = protocol.draws
+    assert torch.equal(whole.images[draw], torch.stack(others[:200]))
     assert protocol.rows.bincount().tolist() == [5] * 40
     (note,) = protocol.describe()["notes"]
     assert "first 40 of 300 training images" in note

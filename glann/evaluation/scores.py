@@ -1,5 +1,6 @@
 """All scores at once, by one protocol: the same real images, features and number of samples."""
 
+import statistics
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from glann.randomness import permutation
 
 FEWEST = 50
 """Real images and samples in a score, at the least: fewer say nothing about a distribution."""
+
+FLOORS = 5
+"""Draws of real images that the floor is the mean of, at the most: of 10,000 images one draw's FID
+may be a fifth below the next one's, and by it all ratios would be."""
 
 
 def scores(*, real: object, fake: object) -> dict[str, float]:
@@ -41,9 +46,9 @@ class Protocol:
     """Real images, features and a number of samples, against which samplers are scored.
 
     Real are the test images; where there are none, one half of the training images, and the other
-    half is the floor.  The floor is the score of as many training images: what a perfect sampler
-    would get.  Where samplers learn from only a few of the training images, all this is about the
-    others.
+    half is the floor.  The floor is the mean FID of as many training images, over up to `FLOORS`
+    draws that have no image in common: what a perfect sampler would get.  Where samplers learn from
+    only a few of the training images, all this is about the others.
 
     Args:
         train: the images that samplers learn from.
@@ -55,10 +60,10 @@ class Protocol:
     Attributes:
         n: samples and real images in a score.
         few: whether `train` are only some of the training images.
-        rows: of `train`, those that reconstructions are of, int64 `(n,)`: the floor's own, or of a
-            few each as often as the next.
-        floor_images: the images of the floor, uint8 `(n, c, h, w)`.
-        floor: its scores.
+        rows: of `train`, those that reconstructions are of, int64 `(n,)`: the first draw's own, or
+            of a few each as often as the next.
+        draws: rows of all training images for each draw of the floor, int64 `(n,)` each.
+        floor: its FID.
     """
 
     def __init__(
@@ -87,13 +92,15 @@ class Protocol:
                 f"training and {0 if test is None else len(test)} for testing; wanted at least "
                 f"{FEWEST}. Give more images, or hold out more (data.test_fraction)"
             )
-        self.train, self.features = train, features
+        self.train, self.whole, self.features = train, whole, features
         self.rows = torch.arange(self.n) % len(train) if self.few else order[: self.n]
-        self.floor_images = whole.images[order[: self.n]]
+        if test is None:
+            order = torch.cat([order[: self.n], order[2 * self.n :]])
+        self.draws = order[: len(order) // self.n * self.n].split(self.n)[:FLOORS]
         self.real = features(real)
+        self._drawn = [features(whole.images[rows]) for rows in self.draws]
         self._train_features: torch.Tensor | None = None
-        self._all = len(whole)
-        self.floor = self.score(self.floor_images)
+        self.floor = statistics.fmean(frechet_distance(real=self.real, fake=f) for f in self._drawn)
 
     def score(self, samples: object) -> dict[str, Any]:
         """Scores of the first n of `samples`, uint8 images `(≥ n, c, h, w)`.
@@ -103,9 +110,19 @@ class Protocol:
         images = as_images(samples, "samples")
         if len(images) < self.n:
             raise GlannError(f"{len(images)} samples were given; wanted {self.n}, as real images")
-        found: dict[str, Any] = scores(real=self.real, fake=self.features(images[: self.n]))
-        floor = getattr(self, "floor", found)
-        return {**found, "fid_over_floor": found["fid"] / max(floor["fid"], 1e-12)}
+        return self._scores(self.features(images[: self.n]))
+
+    def floors(self) -> list[dict[str, Any]]:
+        """The scores of each draw of the floor, as `score` gives them."""
+        return [self._scores(features) for features in self._drawn]
+
+    def ratio(self, fid: float) -> float:
+        """An FID divided by the floor."""
+        return fid / max(self.floor, 1e-12)
+
+    def _scores(self, fake: torch.Tensor) -> dict[str, Any]:
+        found = scores(real=self.real, fake=fake)
+        return {**found, "fid_over_floor": self.ratio(found["fid"])}
 
     def distance(self, samples: object) -> float:
         """The FID alone, of any number of samples: for scores against time."""
@@ -119,7 +136,7 @@ class Protocol:
         if self.split == "train":
             raise GlannError("whether samples are copies shows only beside test images")
         if self._train_features is None:
-            self._train_features = self.features(self.train.images)
+            self._train_features = self._features_of_train()
         samples = samples[: self.n]
         found = memorisation(
             fake=self.features(samples), train=self._train_features, test=self.real
@@ -128,17 +145,30 @@ class Protocol:
         mine, theirs = found.closest.T
         return numbers, interleave(samples[mine], self.train.images[theirs])
 
+    def _features_of_train(self) -> torch.Tensor:
+        if self.few:
+            return self.features(self.train.images)
+        drawn = torch.cat(self.draws)  # whose features are there already
+        others = torch.ones(len(self.train), dtype=torch.bool)
+        others[drawn] = False
+        found = torch.empty(len(self.train), self.real.shape[1])
+        found[drawn] = torch.cat(self._drawn)
+        found[others] = self.features(self.train.images[others])
+        return found
+
     def describe(self) -> dict[str, Any]:
         """The protocol for people and for files (JSON)."""
         kind = "test images" if self.split == "test" else "images, one half of those given,"
         note = (
-            f"Models learn from the first {len(self.train):,} of {self._all:,} training images. "
-            f"The {self.features.name} features are made with all of them; the floor is of others."
+            f"Models learn from the first {len(self.train):,} of {len(self.whole):,} training "
+            f"images. The {self.features.name} features are made with all of them; the floor is of "
+            "others."
         )
         return {
             "real": f"{self.n:,} {kind} of {self.train.source}",
             "n": self.n,
             "split": self.split,
+            "floors": len(self.draws),
             "fingerprint": self.train.fingerprint,
             "image_shape": list(self.train.images.shape[1:]),
             "features": self.features.describe(),

@@ -37,8 +37,9 @@ MEANINGS = (
     (
         "FID ÷ floor",
         (
-            "The FID divided by the floor, the FID of training images against the same test "
-            "images. At 1 the samples are as near to the test images as training images are."
+            "The FID divided by the floor, the mean FID of several draws of training images "
+            "against the same test images. At 1 the samples are as near to the test images as "
+            "training images are."
         ),
         None,
     ),
@@ -185,9 +186,9 @@ def _table(summaries: Sequence[Summary], n: int) -> str:
             )
     return f"""<section>
 <h2 id="scores">Scores</h2>
-<p class="quiet">Mean ± standard deviation over seeds. In colour the best contestant of a column.
-Lower is better for FID and KID, higher for precision, recall, coverage, F8 and F1/8. Density and
-the memorisation ratio should be near 1.</p>
+<p class="quiet">Mean ± standard deviation over seeds, of the floor over its draws. In colour the
+best contestant of a column. Lower is better for FID and KID, higher for precision, recall,
+coverage, F8 and F1/8. Density and the memorisation ratio should be near 1.</p>
 <div class="scroll" role="region" aria-labelledby="scores" tabindex="0">
 <table class="scores">
 <caption class="unseen">Scores and costs of each model, by FID ÷ floor</caption>
@@ -201,7 +202,7 @@ the memorisation ratio should be near 1.</p>
 def _row(summary: Summary, shown: Format, n: int) -> str:
     name = escape(summary.label)
     seeds = summary.trainings
-    details = [f"{seeds} seeds"] if seeds > 1 else []
+    details = [f"{seeds} {'draws' if summary.model == 'floor' else 'seeds'}"] if seeds > 1 else []
     if summary.rows and summary.failed:
         details = [f"{len(summary.failed)} of {seeds} seeds failed"]
     others = sorted({row["n"] for row in summary.rows} - {n})

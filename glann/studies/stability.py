@@ -47,7 +47,7 @@ def score(recipe: Recipe, model: str, protocol: Protocol, device: str) -> Row:
 def ratio(samples: torch.Tensor, protocol: Protocol) -> dict[str, float]:
     """FID and FID ÷ floor of uint8 samples."""
     fid = protocol.distance(samples)
-    return {"fid": fid, "fid_over_floor": fid / max(protocol.floor["fid"], 1e-12)}
+    return {"fid": fid, "fid_over_floor": protocol.ratio(fid)}
 
 
 def one_gaussian(images: torch.Tensor, n: int) -> torch.Tensor:
@@ -132,7 +132,7 @@ def one_gaussian_row(place: Place, *, recipe: str, samples: int) -> Row:
     made = one_gaussian(protocol.train.images, protocol.n)
     return {
         "protocol": protocol.describe(),
-        "floor": protocol.floor["fid"],
+        "floor": protocol.floor,
         **ratio(made, protocol),
     }
 
@@ -308,4 +308,5 @@ STUDY = Study(
     settings=Stability,
     runs=runs,
     section=section,
+    version=2,
 )
