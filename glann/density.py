@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from glann.codes import as_codes, in_hand, on_sphere
-from glann.errors import GlannError
+from glann.errors import GlannError, check_fitted
 from glann.networks import Generator, to_sphere
 from glann.randomness import noise, permutation
 from glann.settings import as_dict, check, setting
@@ -34,6 +34,7 @@ class _Gaussians:
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """Codes number `start` to `start + n` of `seed`: float32 `(n, code_dim)` on the CPU."""
+        check_fitted(self, "means_")
         code_dim = self.means_.shape[1]
         e = noise(seed, "sample", start, start + n, code_dim + 1).double()
         # The last column picks the component: Φ(e) is uniform.
@@ -50,6 +51,7 @@ class _Gaussians:
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """What `from_state` needs: (settings as JSON, tensors)."""
+        check_fitted(self, "means_")
         tensors = {"weights": self.weights_, "means": self.means_, "factors": self.factors_}
         return {"settings": as_dict(self), "on_sphere": self.on_sphere_}, tensors
 

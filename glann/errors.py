@@ -11,3 +11,12 @@ class GlannError(Exception):
 
 class NotFinite(GlannError):
     """A training came to numbers that are not finite: a result, where trainings are compared."""
+
+
+def check_fitted(model: object, attribute: str) -> None:
+    """GlannError if a model has not learned yet: `attribute` is what fitting gives it."""
+    if not hasattr(model, attribute):
+        raise GlannError(
+            f"this {type(model).__name__} has not learned anything yet; call fit, or load what was "
+            "saved"
+        )

@@ -38,7 +38,7 @@ from threadpoolctl import threadpool_limits
 from glann import processes
 from glann.codes import as_codes, on_sphere
 from glann.devices import PRECISIONS, Replayed, autocast, pick_device, pick_precision
-from glann.errors import GlannError
+from glann.errors import GlannError, check_fitted
 from glann.matching import match
 from glann.metric import Metric, image_metric
 from glann.nearest import EXACT, SEARCHES, nearest
@@ -406,6 +406,7 @@ class IMLE:
             GlannError: other codes than these, or after `from_state`: what was saved to be sampled
                 knows no longer which noise was chosen.
         """
+        check_fitted(self, "mapper_")
         if not hasattr(self, "chosen_"):
             raise GlannError(
                 "a saved pipeline doesn't keep the noise that its codes chose; take the IMLE that "
@@ -424,6 +425,7 @@ class IMLE:
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """Codes number `start` to `start + n` of `seed`: float32 `(n, code_dim)` on the CPU."""
+        check_fitted(self, "mapper_")
         fitted = self.mapper_, self.details_, self.metric_
         return self._drawn(*fitted, seed, "sample", start, start + n)
 
@@ -432,6 +434,7 @@ class IMLE:
 
         What learns from samples is not to learn from those that will be looked at.
         """
+        check_fitted(self, "mapper_")
         fitted = self.mapper_, self.details_, self.metric_
         return self._drawn(*fitted, seed, "fresh", 0, n)
 
@@ -477,6 +480,7 @@ class IMLE:
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """What `from_state` needs: (settings and sizes as JSON, tensors)."""
+        check_fitted(self, "mapper_")
         settings = {key: value for key, value in as_dict(self).items() if value is not None}
         content = {
             "settings": settings,

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glann import GLANN, GlannError
+from glann.baselines import make_baseline
 from glann.pipeline import CODE_SAMPLERS, load_sampler, save_sampler
 
 UNFITTED = {
@@ -135,3 +136,12 @@ class TestImageSampler:
     def test_saved_and_loaded_is_the_same(self, name, pipeline, tmp_path):
         pipeline.save(tmp_path)
         assert torch.equal(GLANN.load(tmp_path).sample(20, seed=5), pipeline.sample(20, seed=5))
+
+
+def test_what_has_not_learned_says_so(codes):
+    models = [*(kind() for kind in CODE_SAMPLERS.values()), make_baseline("vae")]
+    asked = {"sample": (3,), "fresh": (3,), "reached": (codes,), "state": ()}
+    for model in models:
+        for name in asked.keys() & set(dir(model)):
+            with pytest.raises(GlannError, match="has not learned anything yet; call fit"):
+                getattr(model, name)(*asked[name])

@@ -11,7 +11,7 @@ from torch import nn
 from glann import images as pixels
 from glann.density import Gaussian
 from glann.devices import pick_device, upload
-from glann.errors import GlannError
+from glann.errors import GlannError, check_fitted
 from glann.networks import BLOCKS, Generator, evaluation_mode
 from glann.pipeline import GLANN
 from glann.randomness import generator as random_generator
@@ -106,6 +106,7 @@ class NoiseSampler:
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> torch.Tensor:
         """New images, number `start` to `start + n` of `seed`: uint8 `(n, c, h, w)`."""
+        check_fitted(self, "pipeline_")
         return self.pipeline_.sample(n, seed, start)
 
 
