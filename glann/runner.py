@@ -374,7 +374,10 @@ def mixture_of(target: str | Path, codes: torch.Tensor, seed: int) -> Mixture:
 
 
 def place_of(target: str | Path) -> str | None:
-    """Where the images of a run were, if they still are; None for a pipeline without its run."""
+    """Where the images of a run were, if its source has no other place or they still are there.
+
+    None for a pipeline without its run.
+    """
     for folder in find_pipeline(target).parents[:3]:  # a baseline's lies three deep
         if (folder / "data.json").is_file():
             return _place_in(folder)
@@ -382,9 +385,11 @@ def place_of(target: str | Path) -> str | None:
 
 
 def _place_in(run: Path) -> str | None:
-    """Where the images of a run folder were, if they still are."""
-    place = str(_data_of_run(run).get("place"))
-    return place if Path(place).exists() else None
+    """Where the images of a run folder were, if they still are, or can be nowhere by default."""
+    described = _data_of_run(run)
+    place = str(described.get("place"))
+    own = described.get("source") in ("folder", "array")  # the error then says where they were
+    return place if own or Path(place).exists() else None
 
 
 def training_images(pipeline: GLANN, data: str | None = None) -> Images:

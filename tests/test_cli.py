@@ -494,6 +494,16 @@ def test_a_run_that_says_nothing_of_its_images():
         Path("runs/quick/data.json").touch()
 
 
+def test_of_images_that_are_gone_it_is_said_where_they_were():
+    Path("own.toml").write_text(QUICK.replace('"digits"', '"array"'))
+    np.save("a.npy", np.random.default_rng(0).integers(0, 256, (150, 1, 8, 8), dtype=np.uint8))
+    succeeds("train", "own.toml", "--data", "a.npy")
+    Path("a.npy").rename("b.npy")
+    for command in ("reconstruct", "evaluate"):
+        assert str(Path("a.npy").absolute()) in fails(command, "runs/own")
+    succeeds("reconstruct", "runs/own", "--data", "b.npy")
+
+
 def test_a_recipe_that_is_shown_says_where_the_images_are():
     recipe = succeeds("train", "folder", "--data", "photos", "--set", "data.size=none", "--dry-run")
     assert f'path = "{Path("photos").absolute()}"' in recipe
