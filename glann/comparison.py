@@ -94,13 +94,15 @@ def compare(
         recipe: what to compare, in its [compare] section, and how each model is trained.
         folder: the run folder.
         command: what the user typed, for the report.
-        data: where the images are, if not where the recipe or the defaults say.
+        data: where the images are, if not where the recipe says, this run had them before, or the
+            defaults say.
         device: "auto", "cpu", "cuda", …
         progress: show progress on standard error.
         budget_seconds: train each model for about so long, instead of the recipe's lengths.
         weights: file with Inception's weights, for those features.
         say: called with a line of news for the user.
     """
+    data = data or runner.known_place(recipe, folder)
     train, test = load(recipe.data, data), load_test(recipe.data, data)
     whole = load_whole(recipe.data, data)
     kind, samples = recipe.compare.features, recipe.compare.samples

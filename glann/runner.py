@@ -62,14 +62,15 @@ def train_glo(
     Args:
         recipe: what to learn.
         folder: the run folder.
-        data: where the images are, if not where the recipe or the defaults say.
+        data: where the images are, if not where the recipe says, this run had them before, or the
+            defaults say.
         device: "auto", "cpu", "cuda", …
         progress: show progress on standard error.
         restart: begin anew; what this run had learned is deleted.
         say: called with a line of news for the user.
     """
     device = str(pick_device(device))
-    images = load(recipe.data, data)
+    images = load(recipe.data, data or known_place(recipe, folder))
     with storage.alone(folder, "training"):
         if restart:
             if recipe.glo.loss == "vgg":
@@ -231,7 +232,7 @@ def train_baseline(
     if model not in MODELS:
         raise GlannError(f"there is no model '{model}'; {nearest_name(model, MODELS)}")
     device = str(pick_device(device))
-    images = load(recipe.data, data)
+    images = load(recipe.data, data or known_place(recipe, folder))
     part = folder / "baselines" / model
     with storage.alone(folder, model):
         if restart:
@@ -381,6 +382,15 @@ def place_of(target: str | Path) -> str | None:
     for folder in find_pipeline(target).parents[:3]:  # a baseline's lies three deep
         if (folder / "data.json").is_file():
             return _place_in(folder)
+    return None
+
+
+def known_place(recipe: Recipe, run: Path) -> str | None:
+    """Where a run that goes on had the images of this recipe, which does not say where they are."""
+    if recipe.data.path is None and (run / "data.json").is_file():
+        with contextlib.suppress(GlannError):  # damaged: said where it matters
+            if _data_of_run(run).get("source") == recipe.data.source:
+                return _place_in(run)
     return None
 
 

@@ -499,7 +499,7 @@ def test_of_images_that_are_gone_it_is_said_where_they_were():
     np.save("a.npy", np.random.default_rng(0).integers(0, 256, (150, 1, 8, 8), dtype=np.uint8))
     succeeds("train", "own.toml", "--data", "a.npy")
     Path("a.npy").rename("b.npy")
-    for command in ("reconstruct", "evaluate"):
+    for command in ("train", "train-glo", "reconstruct", "evaluate"):
         assert str(Path("a.npy").absolute()) in fails(command, "runs/own")
     succeeds("reconstruct", "runs/own", "--data", "b.npy")
 
@@ -551,6 +551,13 @@ def test_a_run_knows_where_its_images_were():
     succeeds("train", "own.toml", "--data", "a.npy")
     few = ("--set", "vae.images_seen=300")
     succeeds("train-baseline", "own.toml", "--model", "vae", "--data", "a.npy", *few)
+    for command in ("train", "train-glo", "train-imle"):
+        succeeds(command, "runs/own")
+        succeeds(command, "own.toml")
+    succeeds("train-baseline", "runs/own", "--model", "vae", *few)
+    pixels = ("--features", "pixels", "--models", "vae", *few)
+    succeeds("compare", "own.toml", "--data", "a.npy", *pixels)
+    succeeds("compare", "own.toml", *pixels)
     succeeds("reconstruct", "runs/own")
     for target in ("runs/own", "runs/own/pipeline", "runs/own/baselines/vae"):
         output = succeeds("evaluate", target, "-n", 50, "--features", "pixels", "-q")
