@@ -51,15 +51,17 @@ class FineTuning:
     After `fit`: `generator_`, in evaluation mode, and `seconds_`, the time that training took.
     """
 
-    epochs: float = setting(2.0, "passes over the images; 0: no fine-tuning", minimum=0.01)
+    epochs: float = setting(
+        2.0, "passes over the images; in recipes 0: no fine-tuning", minimum=0.01
+    )
     batch_size: int = setting(128, "images in a step, at the most", minimum=2)
     lr: float = setting(5e-3, "learning rate", minimum=0)
     schedule: str = setting("one-cycle", "how the learning rate changes", choices=SCHEDULES)
     loss: str | None = setting(None, "reconstruction loss; none: stage one's", choices=LOSSES)
     distance: float = setting(
         6.67,
-        "weight of how far samples are from images as wholes, by what images teach without labels; "
-        "0: samples are not looked at",
+        "weight of the loss that compares samples with training images as distributions, by what "
+        "images teach without labels; 0: samples are not looked at",
         minimum=0,
     )
     sample_batch_size: int = setting(

@@ -23,9 +23,9 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.to(torch.float32).div_(255)
 
 
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
+def to_uint8(images: torch.Tensor | np.ndarray) -> torch.Tensor:
     """Float in [0, 1] (values outside are clipped) → uint8 in 0..255, same shape and device."""
-    return images.detach().float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+    return torch.as_tensor(images).detach().float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_grey(images: torch.Tensor) -> torch.Tensor:
@@ -50,9 +50,14 @@ def as_images(array: object, name: str = "images") -> torch.Tensor:
     if isinstance(array, np.ndarray):  # a read-only one is copied: torch has no such tensors
         array = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if array.ndim != 4 or array.shape[1] not in (1, 3):
+        hint = ""
+        if array.ndim == 3:
+            hint = " (of grey images without them: array[:, None])"
+        elif array.ndim == 4 and array.shape[3] in (1, 3):
+            hint = " (with channels last: NumPy's array.transpose(0, 3, 1, 2))"
         raise GlannError(
             f"{name} has shape {tuple(array.shape)}; wanted (n, channels, height, width) with 1 "
-            "or 3 channels"
+            f"or 3 channels{hint}"
         )
     return array.cpu().contiguous()
 

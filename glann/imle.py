@@ -108,29 +108,29 @@ class IMLE:
     keep: int = setting(6, "epochs for which a matching is kept", minimum=1)
     detail: float = setting(
         0.75,
-        "share that a sample gets of what the mapper left out of the nearest training code; 0: "
-        "none, and nothing of single codes is kept",
+        "share of what the mapper leaves out of a training code that is added to samples near it; "
+        "0: none, and nothing of single codes is kept",
         minimum=0,
         maximum=1,
     )
     mix: float = setting(
         0.0,
-        "how many times as much it gets besides of another near training code's, so that it is "
-        "like neither",
+        "how many times as much of a second near code's is added besides, so that a sample is like "
+        "neither; 0: nothing",
         minimum=0,
         maximum=10,
     )
     tries: int = setting(
         1,
-        "candidates of its cell of which a sample that gets details takes the first that is not "
-        "the farthest of them from what codes chose: so the farther from it, the rarer",
+        "candidates drawn for a sample that gets details, of which the first is taken, or the "
+        "second where the first is the farthest of all from what codes chose; 1: no choice",
         minimum=1,
         maximum=100,
     )
     refuse: float = setting(
         0.0,
-        "candidates nearer than this to a code of their cell are not chosen, in the median "
-        "distance of a code to the nearest other; 0: all may be",
+        "candidates nearer than this to a code of their cell are not matched; its unit is the "
+        "median distance from a code to the nearest other; 0: all are",
         minimum=0,
     )
     metric: str = setting(
@@ -138,7 +138,9 @@ class IMLE:
         "what near is measured in: images, to first order, where the generator is known; or codes",
         choices=("images", "codes"),
     )
-    perturbation: float = setting(0.0, "noise added to the chosen noise in a step", minimum=0)
+    perturbation: float = setting(
+        0.0, "standard deviation of what is added to the chosen noise in a step", minimum=0
+    )
     search: str = setting(
         "torch", "nearest-neighbour search; ivf may miss the nearest", choices=SEARCHES
     )
@@ -229,7 +231,7 @@ class IMLE:
         self.mapper_ = mapper.cpu().eval()
         self.details_ = Details(*(table.cpu() for table in details))
         self.metric_ = metric
-        self.chosen_ = chosen.cpu()
+        self.chosen_, self._chosen_by = chosen.cpu(), identity["data"]
         self.code_dim_ = code_dim
         return self
 
@@ -412,12 +414,18 @@ class IMLE:
                 "a saved pipeline doesn't keep the noise that its codes chose; take the IMLE that "
                 "`fit` gave, with the folder that it learned in"
             )
-        targets = self.metric_.coordinates(as_codes(codes))
-        if len(targets) != len(self.chosen_):
+        codes = as_codes(codes)
+        if not len(self.chosen_):
             raise GlannError(
-                f"noise was chosen by {len(self.chosen_)} codes, and {len(targets)} were given; "
-                "where an earlier version learned from these, begin stage two anew (--restart)"
+                "an earlier version learned from these codes and did not keep the noise that they "
+                "chose; begin stage two anew (--restart)"
             )
+        if fingerprint(codes) != self._chosen_by:
+            raise GlannError(
+                f"{len(codes)} codes were given, and others, {len(self.chosen_)}, chose the noise; "
+                "wanted those that `fit` was given, in their order"
+            )
+        targets = self.metric_.coordinates(codes)
         cells, _ = nearest(targets, self.mapper_.centres)
         rows = torch.arange(len(targets)).split(8192)
         made = torch.cat([_candidates(self.mapper_, self.chosen_, cells, part) for part in rows])
@@ -473,6 +481,8 @@ class IMLE:
 
     def with_fewer_details(self, n: int) -> "IMLE":
         """The same fitted IMLE, but with the details of `n` of its codes at the most, at random."""
+        if n < 0:
+            raise GlannError(f"details of {n} codes were asked for; wanted 0 or more")
         fewer = copy.copy(self)
         rows = permutation(0, "fewer details", 0, len(self.details_.anchors))[:n].sort().values
         fewer.details_ = Details(*(table[rows] for table in self.details_))

@@ -108,6 +108,10 @@ class GLANN:
         codes: object = None,
         info: dict[str, Any] | None = None,
     ) -> None:
+        if not isinstance(generator, torch.nn.Module):
+            raise GlannError(
+                f"generator is a {type(generator).__name__}; wanted the network, `GLO.generator_`"
+            )
         self.generator = generator.eval()
         self.sampler = sampler
         self.codes = None if codes is None else as_codes(codes)
@@ -175,9 +179,16 @@ class GLANN:
         if self.codes is None:
             raise GlannError(
                 "this pipeline was saved without codes, so it can't reconstruct training images; "
-                "save it with codes (--with-codes), or use `project` on the images"
+                "save it with codes (with_codes=True, on the command line --with-codes), or use "
+                "`project` on the images"
             )
-        indices = torch.as_tensor(indices, dtype=torch.int64)
+        given = torch.as_tensor(indices)
+        whole = not (given.is_floating_point() or given.dtype == torch.bool)
+        if given.ndim != 1 or not (whole or len(given) == 0):
+            raise GlannError(f"indices = {indices}; wanted whole numbers in a row, as [0, 5]")
+        if not len(given):
+            return torch.empty(0, *self.image_shape, dtype=torch.uint8)
+        indices = given.to(torch.int64)
         bad = indices[(indices < 0) | (indices >= len(self.codes))]
         if len(bad):
             raise GlannError(
@@ -268,7 +279,16 @@ class GLANN:
                 holds.
             details: of how many training codes IMLE's details are saved, at the most; None: of all
                 that it keeps.
+
+        Raises:
+            GlannError: no room, or a generator other than `Generator`, which nobody could load.
         """
+        if type(self.generator) is not Generator:
+            raise GlannError(
+                f"a {type(self.generator).__name__} can't be saved in a pipeline, which knows how "
+                "to make glann's own Generator alone; keep your network yourself and the sampler "
+                "by glann.pipeline.save_sampler"
+            )
         sampler = self.sampler
         if details is not None and isinstance(sampler, IMLE):
             sampler = sampler.with_fewer_details(details)

@@ -6,6 +6,7 @@ Nothing has to be saved to resume a run, and sample 7 of seed 3 is the same what
 import contextlib
 import functools
 import hashlib
+import operator
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,10 @@ NUMBERS_OF_A_THREAD = 2**18
 
 
 def _number(seed: int, purpose: str, index: int) -> int:
+    try:
+        seed = operator.index(seed)  # NumPy's 3 is 3, and 3.0 would be another seed
+    except TypeError as error:
+        raise GlannError(f"seed = {seed!r}; wanted a whole number, 0 or more") from error
     if seed < 0:
         raise GlannError(f"seed = {seed} is negative; wanted 0 or more")
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()

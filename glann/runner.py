@@ -479,9 +479,9 @@ def _compare(folder: Path, recipe: Recipe, sections: list[str]) -> None:
         for key in {**before, **asked}:
             then, now = before.get(key), asked.get(key)
             if then != now and not (section == "glo" and key in PLACES):
-                _refuse(folder, f"{section}.{key} = {then!r}, now {now!r}", section)
+                _refuse(folder, recipe, f"{section}.{key} = {then!r}, now {now!r}", section)
     if there["seed"] != wanted["seed"]:
-        _refuse(folder, f"seed = {there['seed']}, now {wanted['seed']}", "seed")
+        _refuse(folder, recipe, f"seed = {there['seed']}, now {wanted['seed']}", "seed")
 
 
 def _recipe_of(path: Path, sections: list[str]) -> Recipe:
@@ -537,12 +537,14 @@ def _together() -> str:
     return "" if processes.count() == 1 else f", {processes.count()} processes"
 
 
-def _refuse(folder: Path, difference: str, section: str) -> None:
-    stage = "this stage" if section in ("imle", "finetune") else "stage one"
+def _refuse(folder: Path, recipe: Recipe, difference: str, section: str) -> None:
+    ways = [] if Path(recipe.given) == folder else [f"{folder} itself to go on with its settings"]
+    anew = "--restart to begin this stage anew"
+    if section not in ("imle", "finetune"):
+        anew = f"`glann train-glo {recipe.given} --run {folder} --restart` to begin stage one anew"
+    ways += ["--run FOLDER for a run of its own", anew]
     raise GlannError(
-        f"{folder} is a run of another recipe: it has {difference}. Give {folder} itself for the "
-        f"recipe to go on with its settings, --run FOLDER for a run of its own, or --restart to "
-        f"begin {stage} anew"
+        f"{folder} is a run of another recipe: it has {difference}. Give {', or '.join(ways)}"
     )
 
 

@@ -228,7 +228,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
             "Install a newer glann"
         )
     if kind is not None and manifest["glann"] != kind:
-        raise GlannError(f"{folder} holds a {manifest['glann']}; wanted a {kind}")
+        raise GlannError(f"{folder} holds '{manifest['glann']}'; wanted '{kind}'")
     return manifest
 
 

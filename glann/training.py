@@ -74,7 +74,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         if self.n < 2:
-            raise GlannError(f"there are {self.n} items to learn from; wanted 2 or more")
+            raise GlannError(f"items to learn from: {self.n}; wanted 2 or more")
         if self.n // self.per_epoch < 2:
             raise GlannError(
                 f"{self.n} items in batches of at most {self.batch_size} leave one of a single "
@@ -211,9 +211,9 @@ class Training:
             found = manifest["identity"].get(what)
             if found != wanted:
                 raise GlannError(
-                    f"{self.folder} was trained with another {what} "
-                    f"({_difference(found, wanted)}); use the same again, another run folder, or "
-                    "--restart to begin anew"
+                    f"{self.folder} was trained with different {what} "
+                    f"({_difference(found, wanted)}); use the same again or another folder, or "
+                    "begin anew: delete this one, on the command line by --restart"
                 )
 
     def resume(self) -> Parts | None:

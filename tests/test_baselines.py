@@ -75,7 +75,7 @@ class TestBaseline:
         shown = fitted.pipeline_.generate(fitted.pipeline_.sampler.sample(1000)).float()
         assert (shots[-1].samples.float().mean() - shown.mean()).abs() < 3
         assert len(list(tmp_path.glob("samples-*.png"))) == 10
-        with pytest.raises(GlannError, match="another seed"):
+        with pytest.raises(GlannError, match="different seed"):
             tiny(name).fit(digits, seed=9, folder=tmp_path)
         with pytest.raises(GlannError, match="settings"):
             tiny(name, hidden=48).fit(digits, folder=tmp_path)

@@ -403,6 +403,8 @@ def write_idx(folder, images, magic=2051):
         (["train-imle", "quick.toml"], "glann train-glo quick.toml"),
         (["train-imle"], "either a RECIPE or --codes"),
         (["train-imle", "--codes", "no.npy", "-o", "m"], "no.npy"),
+        (["train-imle", "--codes", "no.npy", "-o", "m", "--half"], "--half goes with a RECIPE"),
+        (["train-imle", "--codes", "no.npy", "-o", "m", "--details", "0"], "--details goes with"),
         (["sample", "nosuch"], "there is no pipeline 'nosuch'"),
         (["sample", "digits", "-o", "x.bmp"], "wanted .png"),
         (["sample", "digits", "-n", "0"], "-n"),
@@ -466,6 +468,8 @@ def test_a_run_s_folder_goes_on_with_its_settings():
     assert storage.read_manifest(Path("here/imle"))["steps"] == 15
     assert not Path("runs").exists()
     assert "epochs = 2" in succeeds("train", "here", "--dry-run")
+    output = fails("train-imle", "here", "--set", "imle.epochs=4")
+    assert "imle.epochs = 3.0, now 4.0. Give --run FOLDER" in output  # not "here", as it was
 
 
 def test_restarting_stage_two_with_another_stage_one_deletes_nothing():
@@ -474,7 +478,7 @@ def test_restarting_stage_two_with_another_stage_one_deletes_nothing():
     change = ("--set", "glo.epochs=5")
     output = fails("train-imle", "quick.toml", *change, "--restart")
     assert "glo.epochs = 4.0, now 5.0" in output
-    assert "begin stage one anew" in output
+    assert "`glann train-glo quick.toml --run runs/quick --restart` to begin stage one" in output
     output = fails(
         "train", "quick.toml", "--restart", "--set", "glo.loss=vgg", "--vgg-weights", "x"
     )

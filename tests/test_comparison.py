@@ -271,7 +271,7 @@ def test_a_training_that_diverges_is_a_row_and_the_others_go_on(tmp_path):
 def test_other_errors_are_not_taken_for_failures(done, tmp_path):
     shutil.copytree(done[0] / "baselines", tmp_path / "baselines")
     content = CONTENT | {"vae": {"images_seen": 900}}  # another recipe's run is in the way
-    with pytest.raises(GlannError, match="another settings"):
+    with pytest.raises(GlannError, match="different settings"):
         run(tmp_path, make_recipe("tiny", content))
 
 

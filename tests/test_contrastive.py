@@ -210,9 +210,9 @@ def test_features_as_wide_as_asked_for_are_learned_and_loaded(digits, tmp_path, 
 
 def test_another_training_in_the_folder_is_refused(digits, tmp_path):
     learn(digits, tmp_path)
-    with pytest.raises(GlannError, match="another seed"):
+    with pytest.raises(GlannError, match="different seed"):
         learn(digits, tmp_path, seed=1)
-    with pytest.raises(GlannError, match="another data"):
+    with pytest.raises(GlannError, match="different data"):
         learn(digits.flip(0), tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_another_training_in_the_folder_is_refused(digits, tmp_path):
 def test_where_stage_one_is_of_another_training_no_features_are_learned(digits, tmp_path):
     settings = {"code_dim": 8, "epochs": 1, "batch_size": 32, "width": 8, "hidden": 32}
     GLO(**settings, loss="laplacian").fit(digits, folder=tmp_path)
-    with pytest.raises(GlannError, match="another settings"):
+    with pytest.raises(GlannError, match="different settings"):
         GLO(**settings, loss="contrastive").fit(digits, folder=tmp_path)
     assert not (tmp_path / "features").exists()
 

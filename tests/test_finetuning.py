@@ -49,8 +49,10 @@ def test_reached_codes_lie_between_mapped_noise_and_the_codes(stages, detail):
 
 
 def test_reached_codes_of_codes_that_were_not_learned_from_are_refused(stages):
-    with pytest.raises(GlannError, match="chosen by 150 codes, and 7 were given"):
+    with pytest.raises(GlannError, match="7 codes were given, and others, 150, chose the noise"):
         stages[1].reached(stages[0].codes_[:7])
+    with pytest.raises(GlannError, match="in their order"):
+        stages[1].reached(stages[0].codes_.flip(0))
 
 
 def test_images_of_reached_codes_come_nearer_and_the_given_generator_stays(digits, stages):
@@ -248,7 +250,7 @@ def test_a_folder_of_another_generator_is_refused(digits, stages, tmp_path):
     codes = imle.reached(glo.codes_)
     FineTuning(**TINY).fit(digits, codes, glo.generator_, folder=tmp_path)
     other = GLO(**TINY_GLO).fit(digits, seed=2).generator_
-    with pytest.raises(GlannError, match=r"another data \(then (\w+), now (?!\1)"):
+    with pytest.raises(GlannError, match=r"different data \(then (\w+), now (?!\1)"):
         FineTuning(**TINY).fit(digits, codes, other, folder=tmp_path)
 
 

@@ -218,11 +218,11 @@ def test_done_is_not_trained_again(digits, tmp_path, monkeypatch):
 
 def test_resume_refuses_other_or_reordered_images(digits, tmp_path):
     GLO(**TINY_GLO).fit(digits, folder=tmp_path)
-    with pytest.raises(GlannError, match="another data"):
+    with pytest.raises(GlannError, match="different data"):
         GLO(**TINY_GLO).fit(digits.flip(0), folder=tmp_path)
     with pytest.raises(GlannError, match="epochs: then 4, now 5"):
         GLO(**{**TINY_GLO, "epochs": 5}).fit(digits, folder=tmp_path)
-    with pytest.raises(GlannError, match="another seed"):
+    with pytest.raises(GlannError, match="different seed"):
         GLO(**TINY_GLO).fit(digits, seed=1, folder=tmp_path)
 
 

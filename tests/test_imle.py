@@ -101,7 +101,7 @@ def test_a_resumed_run_keeps_its_metric(trained, tmp_path, kill_at):
 
 def test_resume_refuses_other_codes(codes, tmp_path):
     IMLE(**TINY_IMLE).fit(codes, folder=tmp_path)
-    with pytest.raises(GlannError, match="another data"):
+    with pytest.raises(GlannError, match="different data"):
         IMLE(**TINY_IMLE).fit(codes.flip(0), folder=tmp_path)
 
 

@@ -69,6 +69,28 @@ def test_a_pipeline_can_be_saved_with_the_details_of_fewer_codes(trained, tmp_pa
         loaded = GLANN.load(tmp_path / "other")
         assert len(loaded.sampler.details_.anchors) == wanted
         assert loaded.sample(3).shape == (3, *trained.image_shape)
+    with pytest.raises(GlannError, match="-1 codes"):
+        trained.save(tmp_path / "other", details=-1)
+
+
+def test_a_network_that_nobody_could_load_is_not_saved(trained, tmp_path):
+    """What is not glann's own serves to sample, but no manifest tells how to make it."""
+
+    class Mine(Generator):
+        pass
+
+    mine = Mine(**trained.generator.config).eval()
+    mine.load_state_dict(trained.generator.state_dict())
+    pipeline = GLANN(mine, trained.sampler)
+    assert torch.equal(pipeline.sample(3), trained.sample(3))
+    with pytest.raises(GlannError, match="a Mine can't be saved"):
+        pipeline.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_generator_is_wanted_not_what_taught_it(trained):
+    with pytest.raises(GlannError, match=r"a GLO; wanted the network, `GLO.generator_`"):
+        GLANN(GLO(), trained.sampler)
 
 
 def test_files_are_json_and_safetensors_alone(trained, tmp_path):
@@ -88,7 +110,7 @@ def test_run_folder_is_taken_for_its_pipeline(trained, tmp_path):
     ("change", "message"),
     [
         ({"format": 99}, "Install a newer glann"),
-        ({"glann": "checkpoint"}, "holds a checkpoint; wanted a pipeline"),
+        ({"glann": "checkpoint"}, "holds 'checkpoint'; wanted 'pipeline'"),
         ({"generator": {"code_dim": 8}}, "don't fit"),
         ({"sampler": {"name": "other"}}, "don't fit"),
         ({"sampler": 3}, "don't fit"),
@@ -133,6 +155,14 @@ def test_generate_refuses_codes_of_another_size(trained):
 def test_reconstruct_refuses_images_that_are_not_there(trained, bad):
     with pytest.raises(GlannError, match="wanted 0 to 149"):
         trained.reconstruct(bad)
+
+
+@pytest.mark.parametrize("bad", [[True, False], [1.7], 3, [[0, 1]]])
+def test_reconstruct_takes_whole_numbers_in_a_row(trained, bad):
+    """A mask would give images 0 and 1 again and again."""
+    with pytest.raises(GlannError, match="wanted whole numbers in a row"):
+        trained.reconstruct(torch.tensor(bad))
+    assert trained.reconstruct([]).shape == (0, *trained.image_shape)
 
 
 def test_project_finds_the_codes_of_its_own_images(trained):

@@ -1,6 +1,7 @@
 import contextlib
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +62,18 @@ def test_another_seed_purpose_or_index_gives_other_numbers():
     assert len({generator(*triple).initial_seed() for triple in triples}) == len(triples)
     rows = [noise(seed, purpose, 0, 1, 3) for seed, purpose in [(0, "a"), (1, "a"), (0, "b")]]
     assert len(torch.unique(torch.cat(rows), dim=0)) == 3
+
+
+@pytest.mark.parametrize("seed", [None, 3.0, "3"])
+def test_a_seed_is_a_whole_number(seed):
+    """3.0 would be another seed than 3."""
+    with pytest.raises(GlannError, match="wanted a whole number"):
+        generator(seed, "sample")
+
+
+def test_a_seed_may_be_of_any_kind_of_whole_number():
+    wanted = generator(3, "sample").initial_seed()
+    assert generator(np.int64(3), "sample").initial_seed() == wanted
 
 
 def test_negative_seeds_are_refused():

@@ -503,7 +503,7 @@ def test_a_missing_part_is_named(saved):
 
 
 def test_a_wrong_kind_is_refused(saved):
-    with pytest.raises(GlannError, match="holds a checkpoint; wanted a pipeline"):
+    with pytest.raises(GlannError, match="holds 'checkpoint'; wanted 'pipeline'"):
         storage.load(saved, "pipeline")
     assert storage.read_manifest(saved)["glann"] == "checkpoint"
 

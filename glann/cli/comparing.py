@@ -67,7 +67,7 @@ def evaluate(
     quiet: bool,
     device: str,
 ) -> None:
-    """Score a sampler's images against real ones: FID, KID, precision, recall and more.
+    """Score samples: FID, KID, precision, recall and more.
 
     PIPELINE is a run's folder, a pipeline's, a baseline's, or the name of one that ships. Beside
     its samples stand the training images (the floor: what a perfect sampler would get), the
@@ -135,7 +135,7 @@ def compare(
     device: str,
     data: str | None,
 ) -> None:
-    """GLANN beside GANs and others: same images, same seeds, same scores.
+    """GLANN beside GANs: same images, same seeds, same scores.
 
     RECIPE as in train-glo; its section [compare] says which models, and each model's own section
     how long it is trained. What is trained already is only scored; the same command goes on where

@@ -9,9 +9,9 @@ from glann.cli.options import data_option, device_option, quiet_option, typed
 from glann.places import RUNS
 from glann.studies import STUDIES
 
-STUDY_HELP = f"""The claims as experiments: carry out studies and report what they found.
+STUDY_HELP = f"""The claims as experiments.
 
-NAME is one or several of
+Carries out studies and reports what they found. NAME is one or several of
 
 \b
 {"".join(f"  {name:12}{claim}{chr(10)}" for name, claim in STUDIES.items())}
@@ -105,7 +105,7 @@ def study(
     default=3,
     show_default=True,
     type=click.IntRange(1),
-    help="Of each way of doing the work, which take turns; medians are shown.",
+    help="Times that each way is measured, in turns; medians are shown.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as torch takes]")
 @click.option(
@@ -129,7 +129,7 @@ def bench(
     quiet: bool,
     device: str,
 ) -> None:
-    """How fast this is here, beside a plain reading of the method, other libraries, the machine.
+    """How fast this is here, beside other ways to do it.
 
     Both stages, matching alone, sampling, scoring and start-up, as they are in use. "Plain" is the
     method as one would first write it down (glann/bench/plain.py); faiss, if it is installed, and

@@ -8,7 +8,7 @@ from glann.cli.group import main
 @main.command()
 @click.argument("folder_or_name", metavar="FOLDER")
 def inspect(folder_or_name: str) -> None:
-    """What a run, a saved pipeline or a mapper is, and how far it has come.
+    """What a run or a pipeline is, and how far it has come.
 
     FOLDER is a run's (runs/digits), a pipeline's, one of train-imle --codes, or the name of a
     pipeline that ships with glann (digits).
@@ -22,12 +22,12 @@ def inspect(folder_or_name: str) -> None:
 @main.command()
 @click.option("--settings", is_flag=True, help="List every setting of a recipe instead.")
 def recipes(settings: bool) -> None:
-    """List the shipped recipes: what they are of and what to expect."""
+    """List the recipes that ship, and what to expect of them."""
     if settings:
         from glann.recipes import describe_settings
 
         for name, default, help_text in describe_settings():
-            click.echo(f"{name:22} {default:14} {help_text}")
+            click.echo(f"{name:26} {default:16} {help_text}")
         return
     from glann.places import shipped_pipelines, shipped_recipes
 

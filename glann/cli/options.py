@@ -25,10 +25,13 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Where to compute: auto (a GPU where there is one), cpu, cuda, cuda:1, mps.",
 )
 seed_option = click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the samples."
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the samples."
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 data_option = click.option(
@@ -57,8 +60,8 @@ recipe_options = together(
 precision_option = click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="Of matrix products while training; auto: bfloat16 on GPUs and CPUs that are made for it. "
-    " [default: as in the recipe]",
+    help="Precision of matrix products while training; auto: bfloat16 on GPUs and CPUs that are "
+    "made for it.  [default: as in the recipe]",
 )
 vgg_option = click.option(
     "--vgg-weights",
@@ -112,8 +115,8 @@ def output_option(default: str) -> Callable[[Any], Any]:
 features_option = click.option(
     "--features",
     type=click.Choice(["auto", "classifier", "inception", "random", "pixels"]),
-    help="What scores are computed on: auto is a classifier of the labels where there are any, "
-    "else random convolutions.",
+    help="What scores are computed on: auto is a classifier of the labels where there are enough "
+    "(500 training images, 10 of each class, labelled test images), else random convolutions.",
 )
 weights_option = click.option(
     "--weights", type=click.Path(), help="File with Inception's weights, for --features inception."

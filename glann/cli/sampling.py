@@ -22,7 +22,9 @@ AT_A_TIME = 8192
 
 @main.command()
 @click.argument("pipeline")
-@click.option("-n", "n", default=64, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option(
+    "-n", "n", default=64, show_default=True, type=click.IntRange(1), help="Number of images."
+)
 @seed_option
 @click.option(
     "--start",
@@ -31,7 +33,7 @@ AT_A_TIME = 8192
     type=click.IntRange(0),
     help="Number of the first: sample 7 of a seed is always the same image.",
 )
-@click.option("--columns", type=click.IntRange(1), help="Columns of a grid.")
+@click.option("--columns", type=click.IntRange(1), help="Columns of the grid, where it is one.")
 @output_option("samples.png")
 @device_option
 def sample(
@@ -82,7 +84,7 @@ def reconstruct(
     output: Path,
     device: str,
 ) -> None:
-    """Training images as the generator gives them from their codes.
+    """Training images as the generator makes them from codes.
 
     PIPELINE is a run's folder, or a pipeline that was saved --with-codes.
     """
@@ -107,14 +109,20 @@ def reconstruct(
 @main.command()
 @click.argument("pipeline")
 @click.argument("folder_or_file", type=click.Path(path_type=Path))
-@click.option("--steps", default=300, show_default=True, type=click.IntRange(1), help="Steps.")
+@click.option(
+    "--steps",
+    default=300,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Steps of optimisation for each image.",
+)
 @click.option("--codes", type=click.Path(path_type=Path), help="Write the codes too: x.npy.")
 @output_option("projected.png")
 @device_option
 def project(
     pipeline: str, folder_or_file: Path, steps: int, codes: Path | None, output: Path, device: str
 ) -> None:
-    """Find codes for new images, by optimisation, and show how near they come.
+    """Find codes for new images, and show how near they come.
 
     FOLDER_OR_FILE holds images, or is one, or an array (.npy, .npz). They are scaled and cropped to
     the pipeline's size.
@@ -146,9 +154,17 @@ def project(
 
 @main.command()
 @click.argument("pipeline")
-@click.option("--pairs", default=8, show_default=True, type=click.IntRange(1), help="Rows.")
+@click.option(
+    "--pairs", default=8, show_default=True, type=click.IntRange(1), help="Pairs, a row for each."
+)
 @click.option("--between", help="Numbers of two samples instead, such as 3,7.")
-@click.option("--steps", default=10, show_default=True, type=click.IntRange(2), help="Columns.")
+@click.option(
+    "--steps",
+    default=10,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Images in a row, both ends included.",
+)
 @seed_option
 @output_option("interpolation.png")
 @device_option
@@ -161,7 +177,7 @@ def interpolate(
     output: Path,
     device: str,
 ) -> None:
-    """Images on the way from one sample to another, a row for each pair."""
+    """Images on the way from one sample to another."""
     import torch
 
     from glann import images

@@ -148,7 +148,7 @@ def train_imle(
     half: bool,
     details: int | None,
 ) -> None:
-    """Stage two: learn to sample the codes, and save the pipeline.
+    """Stage two: learn to sample the codes; save the pipeline.
 
     RECIPE as in train-glo, whose run it goes on with. Where it has a section [finetune], the
     generator then learns on, from the images again. Or, for codes from any other model:
@@ -161,6 +161,11 @@ def train_imle(
         raise click.UsageError("give either a RECIPE or --codes FILE")
     if (codes is None) != (output is None):
         raise click.UsageError("--codes FILE and -o FOLDER go together")
+    others = {"--run": run, "--data": data, "--with-codes": with_codes, "--half": half}
+    others["--details"] = details is not None
+    for option, given in others.items():
+        if codes is not None and given:
+            raise click.UsageError(f"{option} goes with a RECIPE, not with --codes")
     changes = {"imle.search": search, "imle.precision": precision}
     resolved = resolve(recipe, overrides, changes)
     if dry_run:
@@ -201,10 +206,10 @@ def train_baseline(
     device: str,
     data: str | None,
 ) -> None:
-    """Train a GAN, a VAE or IMLE on pixels, on a recipe's images and with its generator.
+    """Train a GAN, a VAE or IMLE on pixels, as a baseline.
 
-    RECIPE as in train-glo. The model's settings, published ones unless the recipe says otherwise,
-    are those of the recipe's section with its name:
+    RECIPE as in train-glo, whose images and generator it has. The model's settings,
+    published ones unless the recipe says otherwise, are those of the section with its name:
 
     \b
       glann train-baseline mnist --model wgan-gp --set wgan-gp.images_seen=500000
