@@ -10,7 +10,7 @@ PIP_FLAGS ?=#        options passed on to pip: PIP_FLAGS="--index-url ..."
 PYTHON ?= python3
 
 BIN := .venv/bin
-RUN := runs/$(basename $(notdir $(PIPELINE)))
+RUN := $(if $(wildcard $(PIPELINE)/recipe.toml),$(PIPELINE:/=),runs/$(basename $(notdir $(PIPELINE:/=))))
 comma := ,
 space := $(subst ,, )
 DEV_EXTRAS := $(subst $(space),$(comma),$(strip dev $(EXTRAS)))

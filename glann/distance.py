@@ -12,6 +12,8 @@ distance stands beside it, by what many steps made (`glann.moments`), which sees
 and covariances, and of these much more.
 """
 
+import copy
+
 import torch
 
 from glann import processes
@@ -76,7 +78,7 @@ class Distance:
         precision: torch.dtype,
         seed: int = 0,
     ) -> None:
-        self.features = features.to(device)
+        self.features = copy.deepcopy(features).to(device)  # its owner's stays where it is
         self.device, self.precision = device, precision
         with torch.no_grad():
             last = self._maps(to_float(images[:1].to(device)))[-2]

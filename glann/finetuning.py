@@ -90,8 +90,8 @@ class FineTuning:
             images: uint8 `(n, channels, height, width)`, a NumPy array or a tensor.
             codes: float `(n, code_dim)`, row i for image i, as `IMLE.reached`.
             generator: what is to learn on, as `GLO.generator_`; it is left as it is.
-            samples: samples' codes, float `(n, code_dim)`, as `IMLE.fresh` gives them; None: they
-                are not looked at.
+            samples: samples' codes, as many as images, float `(n, code_dim)`, as `IMLE.fresh` gives
+                them; None: they are not looked at.
             like: stage one, whose optimiser and precision are used, and whose loss where there is
                 no other; None: its defaults.
             features: which the loss "contrastive" and that distance compare, as
@@ -116,7 +116,7 @@ class FineTuning:
         drawn = codes[:0]
         if looked_at:
             drawn = as_codes(samples)
-            _check_fit(images, drawn, generator)
+            _check_fit(images, drawn, generator, "samples' codes")
         on_device = pick_device(device)
         loss = self.loss or like.loss
         settings = {**as_dict(self), "loss": loss}
@@ -242,9 +242,11 @@ class FineTuning:
         optimiser.zero_grad()  # the gradients' memory is not needed any more
 
 
-def _check_fit(images: torch.Tensor, codes: torch.Tensor, generator: Generator) -> None:
+def _check_fit(
+    images: torch.Tensor, codes: torch.Tensor, generator: Generator, what: str = "codes"
+) -> None:
     if len(images) != len(codes):
-        raise GlannError(f"{len(images)} images and {len(codes)} codes were given; wanted as many")
+        raise GlannError(f"{len(images)} images and {len(codes)} {what} were given; wanted as many")
     if tuple(images.shape[1:]) != generator.image_shape:
         raise GlannError(
             f"images have shape {tuple(images.shape[1:])}; this generator's have "
@@ -252,7 +254,7 @@ def _check_fit(images: torch.Tensor, codes: torch.Tensor, generator: Generator) 
         )
     code_dim = generator.config["code_dim"]
     if codes.shape[1] != code_dim:
-        raise GlannError(f"codes have {codes.shape[1]} numbers; this generator's have {code_dim}")
+        raise GlannError(f"{what} have {codes.shape[1]} numbers; this generator's have {code_dim}")
 
 
 def _numbers(generator: Generator) -> torch.Tensor:

@@ -45,6 +45,9 @@ ARRAYS = (".npy", ".npz")
 PROGRESS_FROM = 500
 """Decoding more files than this shows a progress bar."""
 
+VERSION = "images 1"
+"""How images are decoded and scaled: to be raised with it, as files of the cache stay for ever."""
+
 IN_MEMORY = 2**31
 """Images that are made of others, decoded or scaled, are kept in memory up to so many bytes: more
 of them go to a file in the cache, from which they are mapped."""
@@ -202,8 +205,8 @@ def read_array(path: Path, floats: bool = False) -> tuple[torch.Tensor, torch.Te
                 keys = ", ".join(loaded) or keys
     except Exception as error:  # of zipfile, zlib, numpy's own, MemoryError, …
         raise GlannError(
-            f"{path} can't be read as an array: {error}. Save it again with numpy.save or "
-            "numpy.savez, without objects in it"
+            f"{path} can't be read as an array: {str(error).partition('.')[0]}. Save it again with "
+            "numpy.save or numpy.savez, without objects in it"
         ) from error
     if "images" not in arrays:
         raise GlannError(
@@ -398,7 +401,7 @@ def decode(files: list[Path], size: tuple[int, int] | None, channels: int) -> to
             raise _unreadable(files, reasons)
 
     def made_of() -> Iterator[str]:
-        yield f"{size} {channels}"
+        yield f"{VERSION} {size} {channels}"
         for path in files:
             about = path.stat()
             yield f"{path.absolute()} {about.st_size} {about.st_mtime_ns}"
@@ -438,7 +441,7 @@ def fit(images: torch.Tensor, size: tuple[int, int] | None, channels: int | None
             fitted[i] = resize_and_crop(grey, size)  # one grey channel fills all three
 
     def made_of() -> Iterator[str]:
-        yield f"fit {size} {channels} {fingerprint(images)}"
+        yield f"{VERSION} fit {size} {channels} {fingerprint(images)}"
 
     return _kept((count, channels, *size), fill, made_of)
 

@@ -298,7 +298,9 @@ class IMLE:
         radius = self.refuse * _apart(known, seed) if self.refuse else 0.0
         precision = pick_precision(self.precision, device)
         steps = training.batches.steps
-        more: dict[str, float] = {}
+        more = {}
+        if saved and "recall" in saved["matching"]:
+            more["recall"] = float(saved["matching"]["recall"])  # until the next matching
 
         def learn(
             places: torch.Tensor, nudge: torch.Tensor, size: float, lr: float
@@ -343,7 +345,10 @@ class IMLE:
                         "mapper": mapper.state_dict(),
                         "metric": metric.tables(),
                         "optimiser": optimiser_state(optimiser),
-                        "matching": {"noise": share.whole(chosen)},
+                        "matching": {
+                            "noise": share.whole(chosen),
+                            **{name: torch.tensor(value) for name, value in more.items()},
+                        },
                     }
                 )
         return self._details(mapper, known, cells, chosen, share, seed), share.whole(chosen)

@@ -363,10 +363,17 @@ def _halved(tensor: torch.Tensor) -> torch.Tensor:
 def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """The points at share `t` of the great circles from `a` to `b`, rows of norm 1, `(n, d)`.
 
+    Between opposite ends all ways are as long: one of them is taken.
+
     Shoemake 1985, "Animating rotation with quaternion curves", section 3.3.
     """
     a, b = to_sphere(a), to_sphere(b)
     angle = (a * b).sum(1, keepdim=True).clamp(-1, 1).acos()
+    aside = torch.zeros_like(a).scatter_(1, a.abs().argmin(1, keepdim=True), 1)
+    aside = to_sphere(aside - (a * aside).sum(1, keepdim=True) * a)
+    opposite = angle > torch.pi - 1e-3
+    b, angle = torch.where(opposite, aside, b), torch.where(opposite, torch.pi / 2, angle)
+    t = torch.where(opposite, 2 * t, t)
     # Nearly equal ends: a straight line is the same, and sin(angle) would divide by 0.
     weight_a = torch.where(angle < 1e-4, 1 - t, ((1 - t) * angle).sin() / angle.sin())
     weight_b = torch.where(angle < 1e-4, t, (t * angle).sin() / angle.sin())

@@ -54,6 +54,11 @@ def find_recipe(name: str | Path) -> Path:
             raise GlannError(f"there is no recipe file {path}")
         return path
     recipes = shipped_recipes()
+    if path.is_dir() and str(name) not in recipes:
+        raise GlannError(
+            f"{path} is a folder, and no run's: it has no {RECIPE}. To learn from images in it: "
+            f"`glann train folder --data {path}`"
+        )
     if str(name) not in recipes:
         raise GlannError(
             f"there is no recipe '{name}'; {nearest_name(str(name), recipes)} (`glann recipes` "

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy  # noqa: F401  # torch would swallow a Ctrl-C while it imports it
 import torch
 
 from glann import processes, storage
@@ -386,8 +388,13 @@ def place_of(target: str | Path) -> str | None:
 
 
 def known_place(recipe: Recipe, run: Path) -> str | None:
-    """Where a run that goes on had the images of this recipe, which does not say where they are."""
-    if recipe.data.path is None and (run / "data.json").is_file():
+    """Where a run that goes on had the images of this recipe, if it doesn't say where they are.
+
+    Or says it from another folder.
+    """
+    path = Path(recipe.data.path or "")
+    elsewhere = not path.is_absolute() and (path == Path() or not path.exists())
+    if elsewhere and (run / "data.json").is_file():
         with contextlib.suppress(GlannError):  # damaged: said where it matters
             if _data_of_run(run).get("source") == recipe.data.source:
                 return _place_in(run)
@@ -539,10 +546,12 @@ def _together() -> str:
 
 def _refuse(folder: Path, recipe: Recipe, difference: str, section: str) -> None:
     ways = [] if Path(recipe.given) == folder else [f"{folder} itself to go on with its settings"]
-    anew = "--restart to begin this stage anew"
-    if section not in ("imle", "finetune"):
-        anew = f"`glann train-glo {recipe.given} --run {folder} --restart` to begin stage one anew"
-    ways += ["--run FOLDER for a run of its own", anew]
+    # Not `glann train --restart`, which would begin with stage one.
+    command, stage = "train-glo", "stage one"
+    if section in ("imle", "finetune"):
+        command, stage = "train-imle", "stage two"
+    words = shlex.join(["glann", command, recipe.given, "--run", str(folder), "--restart"])
+    ways += ["--run FOLDER for a run of its own", f"`{words}` to begin {stage} anew"]
     raise GlannError(
         f"{folder} is a run of another recipe: it has {difference}. Give {', or '.join(ways)}"
     )

@@ -91,7 +91,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write an indented JSON file, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # a file's name that is no UTF-8
+        text = json.dumps(content, indent=2)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -188,7 +191,13 @@ def alone(folder: Path, name: str) -> Iterator[None]:
         return
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file is there" if isinstance(error, FileExistsError) else error.strerror
+        raise GlannError(
+            f"the folder {folder} can't be made: {reason}; take another one (--run FOLDER)"
+        ) from error
     lock = FileLock(folder / f".{name}.lock")
     try:
         lock.acquire(timeout=0)

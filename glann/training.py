@@ -14,6 +14,7 @@ A method owns its loop and its step; this module counts, logs and saves:
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import math
 import signal
@@ -49,6 +50,9 @@ PICTURES = 10
 
 CROWDED = 20.0
 """Times a second that a thread has to leave its core to other work, from which it is said so."""
+
+SHOWN = ("reconstructions", "samples")
+"""What these pictures are of."""
 
 SNAPSHOT = 1000
 """Samples kept of such a moment, from which scores against time are computed afterwards."""
@@ -221,7 +225,7 @@ class Training:
         if self.folder is None:
             return None
         if not storage.is_saved(self.folder):
-            self._trim_log()
+            self._trim()
             return None
         self.refuse_another()
         manifest, parts = storage.load(self.folder, self.name)
@@ -231,7 +235,7 @@ class Training:
         self._loss_sum = manifest["loss_sum"] if processes.is_first() else 0.0
         self._loss_count = manifest["loss_count"]
         if not self.done:
-            self._trim_log()
+            self._trim()
         return parts
 
     @property
@@ -407,9 +411,15 @@ class Training:
                 "the same command again: it goes on from the last checkpoint"
             ) from error
 
-    def _trim_log(self) -> None:
-        """Drop the lines after the checkpoint: those steps are done again."""
+    def _trim(self) -> None:
+        """Drop what was logged and shown after the checkpoint: those steps are done again."""
         assert self.folder is not None
+        shown = (self.folder.glob(f"{name}-*.png") for name in SHOWN)
+        later = itertools.chain(*shown, (self.folder / "snapshots").glob("*.npz"))
+        for path in later if processes.is_first() else ():
+            step = path.stem.rpartition("-")[2]
+            if step.isdecimal() and int(step) > self.step:
+                path.unlink(missing_ok=True)
         path = self.folder / "log.jsonl"
         if not path.is_file():
             return

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from glann import GLANN, GLO, IMLE, FineTuning, formats, processes, training
+from glann.data import Images
+from glann.evaluation.features import make_features
 from glann.networks import Generator
 from glann.randomness import seeded
 
@@ -67,6 +69,24 @@ def kept_in_cache(images: torch.Tensor, folder: Path) -> torch.Tensor:
     return formats.fit(images[:20], (16, 16), None)
 
 
+def classified(images: torch.Tensor, folder: Path) -> dict[str, torch.Tensor]:
+    """Features by a classifier of which only the first process's cache has one."""
+    rank = processes.rank()
+    torch.set_num_threads(1 + rank)  # rounds differently, as other machines and GPUs do
+    many = images.repeat(4, 1, 1, 1)[:600]
+    labels = (many.float().mean((1, 2, 3)) > many.float().mean()).long()
+    train = Images(many, labels, "array", "a fingerprint", "here", ("dark", "light"))
+    made = {}
+    for when in ("first", "again"):
+        cache = folder / f"cache-of-{rank}"
+        features = make_features("classifier", train=train, test=None, cache=cache)
+        made[f"features.{when}"] = features(many)
+    with torch.no_grad():
+        made["features.own"] = torch.cat([features.network(part) for part in many.split(256)])
+    torch.set_num_threads(1)
+    return made
+
+
 def stop_at(step: int) -> None:
     record = training.Training.record
 
@@ -111,6 +131,7 @@ def main(folder: Path) -> None:
         **batch_norms(given),
         **exchanges(),
         "scaled": kept_in_cache(images, folder),
+        **classified(images, folder),
     }
     # What one process began, and what one process is to go on with.
     results["resumed"] = GLO(**TINY_GLO).fit(images, seed=3, folder=folder / "begun-by-1").codes_

@@ -226,6 +226,17 @@ def test_pixel_imle_goes_through_all_images_before_one_comes_again():
     assert not torch.equal(pool, imle._draw(3, 1, images)[1])
 
 
+@pytest.mark.parametrize(
+    ("shape", "wanted"), [((1, 28, 28), 6000), ((3, 32, 32), 6000), ((3, 256, 256), 170)]
+)
+def test_pixel_imle_matches_fewer_large_images_at_a_time(shape, wanted):
+    """6,000 of 256×256 and their candidates would take 43 GB."""
+    images = torch.empty(1, *shape, dtype=torch.uint8).expand(7000, -1, -1, -1)
+    imle = make_baseline("pixel-imle")
+    assert len(imle._draw(0, 0, images)[0]) == wanted
+    assert imle._batches(images).n == wanted
+
+
 def test_a_vaes_loss_is_the_bound(digits, tmp_path):
     """With a posterior of N(0, I) the divergence is 0: what is logged falls towards the error."""
     import json

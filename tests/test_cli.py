@@ -498,6 +498,18 @@ def test_a_run_that_says_nothing_of_its_images():
         Path("runs/quick/data.json").touch()
 
 
+def test_a_run_whose_recipe_names_a_place_nearby_goes_on_from_afar(monkeypatch):
+    nearby = QUICK.replace('"digits"', '"array"\npath = "a.npy"')
+    Path("own.toml").write_text(nearby)
+    np.save("a.npy", np.random.default_rng(0).integers(0, 256, (150, 1, 8, 8), dtype=np.uint8))
+    output = succeeds("train-glo", "own.toml", "--run", "my run")
+    assert "next      glann train-imle 'my run'\n" in output
+    run = Path("my run").absolute()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert f"next      glann sample '{run}'\n" in succeeds("train", run)
+
+
 def test_of_images_that_are_gone_it_is_said_where_they_were():
     Path("own.toml").write_text(QUICK.replace('"digits"', '"array"'))
     np.save("a.npy", np.random.default_rng(0).integers(0, 256, (150, 1, 8, 8), dtype=np.uint8))

@@ -269,6 +269,16 @@ def test_what_does_not_fit_is_refused(stages, images, codes, message):
         )
 
 
+def test_samples_that_don_t_fit_are_refused_by_their_name(stages):
+    images, generator = torch.zeros(10, 1, 8, 8, dtype=torch.uint8), stages[0].generator_
+    for samples, message in (
+        (torch.zeros(5, 8), "10 images and 5 samples' codes"),
+        (torch.zeros(10, 3), "samples' codes have 3"),
+    ):
+        with pytest.raises(GlannError, match=message):
+            FineTuning().fit(images, torch.zeros(10, 8), generator, samples=samples)
+
+
 # ---------------------------------------------------------------------- in a run
 
 

@@ -127,6 +127,14 @@ def test_what_is_in_the_cache_is_not_decoded_again(photos, cache, monkeypatch):
     assert first == photos[:1]
 
 
+def test_grey_and_colour_of_one_array_are_two_files_of_the_cache(cache):
+    images = torch.randint(256, (40, 3, 12, 12), dtype=torch.uint8)
+    colour, grey = (formats.fit(images, (9, 9), channels) for channels in (3, 1))
+    assert colour.shape[1:] == (3, 9, 9)
+    assert grey.shape[1:] == (1, 9, 9)
+    assert len(list(cache.iterdir())) == 2
+
+
 @pytest.mark.parametrize("what", ["content", "order", "size", "channels"])
 def test_other_images_are_other_files_of_the_cache(photos, cache, what):
     before = decode(photos, None, 3)

@@ -92,11 +92,22 @@ def test_a_resumed_run_keeps_its_metric(trained, tmp_path, kill_at):
     with pytest.raises(Killed):
         IMLE(**TINY_IMLE).fit(codes, generator=generator, folder=tmp_path)
     kill_at(-1)
-    with pytest.raises(GlannError, match="another generator"):
+    with pytest.raises(GlannError, match="different generator"):
         IMLE(**TINY_IMLE).fit(codes, folder=tmp_path)
     for _ in range(2):  # where it was, and once it is done
         resumed = IMLE(**TINY_IMLE).fit(codes, generator=generator, folder=tmp_path)
         assert torch.equal(straight.sample(20), resumed.sample(20))
+
+
+def test_a_resumed_run_goes_on_logging_the_recall(codes, tmp_path, kill_at):
+    pytest.importorskip("faiss")
+    kill_at(6)
+    with pytest.raises(Killed):
+        IMLE(**TINY_IMLE, search="ivf", keep=10).fit(codes, folder=tmp_path)
+    kill_at(-1)
+    IMLE(**TINY_IMLE, search="ivf", keep=10).fit(codes, folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len({line["recall"] for line in lines}) == 1  # of the one matching
 
 
 def test_resume_refuses_other_codes(codes, tmp_path):

@@ -249,7 +249,10 @@ def test_slerp_between_equal_and_opposite_ends_is_finite():
     a = to_sphere(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)))
     half = torch.tensor(0.5)
     torch.testing.assert_close(slerp(a, a, half), a)
-    assert slerp(a, -a, half).isfinite().all()
+    middle = slerp(a, -a, half)
+    torch.testing.assert_close(middle.norm(dim=1), torch.ones(4))
+    assert (middle * a).sum(1).abs().max() < 1e-5  # half way
+    torch.testing.assert_close(slerp(a, -a, torch.tensor(1.0)), -a, atol=1e-5, rtol=0)
 
 
 def test_codes_in_the_ball_are_interpolated_straight(digits):

@@ -76,6 +76,9 @@ def test_a_recipe_that_is_not_there():
         find_recipe("xyz")
     with pytest.raises(GlannError, match=r"there is no recipe file digits\.toml"):
         find_recipe("digits.toml")
+    Path("photos").mkdir()
+    with pytest.raises(GlannError, match="`glann train folder --data photos`"):
+        find_recipe("photos")
     Path("folder.toml").mkdir()
     with pytest.raises(GlannError, match=r"there is no recipe file folder\.toml"):
         find_recipe("folder.toml")

@@ -101,6 +101,14 @@ def log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("when", ["first", "again"])
+def test_features_of_all_images_are_by_one_classifier(both, when):
+    """Each process makes those of some, and learns a classifier that rounds differently."""
+    for results in both:
+        assert torch.equal(results["features.first"], both[0][f"features.{when}"])
+        assert torch.allclose(results["features.own"], results["features.again"], atol=1e-4)
+
+
 @pytest.mark.parametrize("stage", ["glo", "imle", "finetune"])
 def test_losses_agree_to_rounding_and_are_logged_once(alone, folder, both, stage):
     one, two = log(alone[2] / stage), log(folder / stage)

@@ -599,3 +599,20 @@ def test_unreadable_json_is_named(tmp_path):
             storage.read_json(path)
     with pytest.raises(GlannError, match="can't be read"):
         storage.read_json(tmp_path)
+
+
+def test_a_name_that_is_no_utf_8_can_be_told(tmp_path):
+    """Linux has files of such names, and `data.json` says where images are."""
+    content = {"place": "ph\udcff", "other": "α"}
+    storage.write_json(tmp_path / "data.json", content)
+    assert storage.read_json(tmp_path / "data.json") == content
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_a_folder_that_can_t_be_made_is_an_error_in_words(tmp_path, inside):
+    (tmp_path / "file").write_text("in the way")
+    with (
+        pytest.raises(GlannError, match="can't be made"),
+        storage.alone(tmp_path / "file" / inside, "training"),
+    ):
+        pass

@@ -212,6 +212,18 @@ def test_lines_of_the_log_without_a_checkpoint_are_trimmed(tmp_path):
     assert [line["step"] for line in log_of(tmp_path)] == [4, 8, 12, 16]
 
 
+def test_what_a_lost_training_showed_is_not_taken_for_the_next_ones(tmp_path):
+    """Its steps would be points of a curve of scores against time, its last picture the end's."""
+    (tmp_path / "snapshots").mkdir()
+    stale = ("snapshots/104.npz", "samples-104.png", "reconstructions-104.png")
+    for name in (*stale, "samples.png", "holiday-104.png"):
+        (tmp_path / name).write_bytes(b"of before")
+    method(tmp_path)
+    assert not any((tmp_path / name).exists() for name in stale)
+    assert (tmp_path / "samples.png").exists()
+    assert (tmp_path / "holiday-104.png").exists()  # nobody's but its owner's
+
+
 def test_lines_of_the_log_after_the_checkpoint_are_trimmed(tmp_path, monkeypatch, every_step):
     method(tmp_path / "straight")
 
@@ -301,7 +313,7 @@ def test_large_checkpoints_are_written_less_often(tmp_path, monkeypatch, takes, 
             {"settings": {"epochs": 4, "lr": 0.1}, "seed": 0, "data": "b" * 64},
             r"different data \(then a{16}, now b{16}\)",
         ),
-        ({"other": 1}, r"another other \(then None, now 1\)"),
+        ({"other": 1}, r"different other \(then None, now 1\)"),
     ],
 )
 def test_another_identity_is_refused_by_name(done, now, message, tmp_path, every_step):

@@ -21,6 +21,9 @@ from glann.randomness import noise, permutation
 from glann.settings import setting
 from glann.training import Batches, Parts, Training
 
+NUMBERS_AT_ONCE = 2**25
+"""Numbers of the images that are matched at a time, at the most: of large ones there are fewer."""
+
 
 @dataclass(kw_only=True)
 class PixelIMLE(NoiseSampler):
@@ -31,16 +34,25 @@ class PixelIMLE(NoiseSampler):
     can't tell apart: expect blur.
     """
 
-    subset: int = setting(6000, "images that are matched at a time, at the most", minimum=2)
+    subset: int = setting(
+        6000,
+        "images that are matched at a time, at the most: of large ones there are fewer",
+        minimum=2,
+    )
     pool: float = setting(2.0, "candidates drawn for a matching, per image of it", minimum=0.01)
     keep: int = setting(1, "passes over a subset with one matching", minimum=1)
     lr: float = setting(1e-3, "Adam's learning rate at the start; it falls as a cosine", minimum=0)
 
     name: ClassVar[str] = "pixel-imle"
 
-    def _batches(self, n: int) -> Batches:
-        subset = min(n, self.subset)
-        return Batches(subset, self.batch_size, self.images_seen / subset)
+    def _batches(self, images: torch.Tensor) -> Batches:
+        size = self._size(images)
+        return Batches(size, self.batch_size, self.images_seen / size)
+
+    def _size(self, images: torch.Tensor) -> int:
+        """How many of the images are matched at a time."""
+        held = max(self.batch_size, NUMBERS_AT_ONCE // images[0].numel())
+        return min(len(images), self.subset, held)
 
     def _train(
         self,
@@ -101,7 +113,7 @@ class PixelIMLE(NoiseSampler):
 
         The subsets go through all images before one comes again.
         """
-        n, size = len(images), min(len(images), self.subset)
+        n, size = len(images), self._size(images)
         start = matching * size
         orders = [permutation(seed, "subset", start // n + i, n) for i in range(2)]
         subset = torch.cat(orders)[start % n :][:size]

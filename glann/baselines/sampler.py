@@ -56,7 +56,7 @@ class NoiseSampler:
         """
         check(self, self.name)
         images = pixels.as_images(images)
-        n, channels, height, width = images.shape
+        channels, height, width = images.shape[1:]
         if not (8 <= height <= 256 and 8 <= width <= 256):
             raise GlannError(f"images are {height}×{width}; wanted sides from 8 to 256")
         on_device = pick_device(device)
@@ -71,7 +71,7 @@ class NoiseSampler:
                 blocks=self.blocks,
                 on_sphere=False,
             )
-        with Training(self.name, self._batches(n), folder, identity, progress) as training:
+        with Training(self.name, self._batches(images), folder, identity, progress) as training:
             saved = training.resume()
             if saved:
                 generator.load_state_dict(saved["generator"])
@@ -84,7 +84,8 @@ class NoiseSampler:
         self.generator_ = generator.cpu().eval()
         return self
 
-    def _batches(self, n: int) -> Batches:
+    def _batches(self, images: torch.Tensor) -> Batches:
+        n = len(images)
         return Batches(n, self.batch_size, self.images_seen / n)
 
     def _train(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from glann.bench.timing import Round, timed
+from glann.devices import pick_precision
 from glann.networks import evaluation_mode
 
 SHAPES = {
@@ -51,11 +52,7 @@ def forward_flops(network: nn.Module, inputs: int) -> float:
 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products are computed as such: on GPUs, on CPUs with AMX or AVX512-BF16."""
-    if device.type != "cpu":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text(encoding="utf-8").split() if info.is_file() else []
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    return pick_precision("auto", device) == torch.bfloat16
 
 
 def products(dtype: torch.dtype, quick: bool, device: torch.device) -> Callable[[], Round]:

@@ -83,7 +83,7 @@ def evaluate(
         raise click.UsageError("--size goes with --fake: a pipeline's samples have a size")
     if fake is not None and real is None:
         raise click.UsageError("--fake IMAGES needs --real IMAGES to be scored against")
-    from glann import comparison
+    from glann import comparison, processes
     from glann.report import markdown_table
 
     rows = comparison.evaluate(
@@ -99,7 +99,7 @@ def evaluate(
         device=device,
         progress=not quiet,
         command=typed(),
-        say=lambda text: click.echo(text, err=True),
+        say=lambda text: click.echo(text, err=True) if processes.is_first() else None,
     )
     click.echo(markdown_table({"rows": rows}))
     if output is not None:

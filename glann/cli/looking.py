@@ -22,7 +22,11 @@ def inspect(folder_or_name: str) -> None:
 @main.command()
 @click.option("--settings", is_flag=True, help="List every setting of a recipe instead.")
 def recipes(settings: bool) -> None:
-    """List the recipes that ship, and what to expect of them."""
+    """List the recipes that ship, and what to expect of them.
+
+    To make one of your own of it: `glann train NAME --dry-run > mine.toml`, change that file, and
+    `glann train mine.toml`.
+    """
     if settings:
         from glann.recipes import describe_settings
 

@@ -53,7 +53,11 @@ recipe_options = together(
         "lists them all.",
     ),
     click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop."),
-    click.option("--restart", is_flag=True, help="Delete what is there of this stage; begin anew."),
+    click.option(
+        "--restart",
+        is_flag=True,
+        help="Begin anew: what this command had learned in this run is deleted.",
+    ),
     quiet_option,
     device_option,
 )

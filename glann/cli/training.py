@@ -66,7 +66,7 @@ def train(
     runner.train_glo(resolved, folder, data=data, restart=restart, **how)
     saved: dict[str, Any] = {"with_codes": with_codes, "half": half, "details": details}
     runner.train_imle(resolved, folder, data=data, **saved, **how)
-    click.echo(f"next      glann sample {folder}")
+    say_next("sample", str(folder))
 
 
 @main.command("train-glo")
@@ -111,7 +111,7 @@ def train_glo(
         restart=restart,
         say=click.echo,
     )
-    click.echo(f"next      {shlex.join(['glann', 'train-imle', str(folder)])}")
+    say_next("train-imle", str(folder))
 
 
 @main.command("train-imle")
@@ -181,13 +181,13 @@ def train_imle(
     }
     if codes is not None and output is not None:
         runner.train_on_codes(resolved, codes, output, **how)
-        click.echo(f"next      glann sample {output} -n 1000 -o new-codes.npy")
+        say_next("sample", str(output), "-n", "1000", "-o", "new-codes.npy")
         return
     assert recipe is not None
     folder = run or run_of(recipe)
     saved: dict[str, Any] = {"with_codes": with_codes, "half": half, "details": details}
     runner.train_imle(resolved, folder, data=data, **saved, **how)
-    click.echo(f"next      glann sample {folder}")
+    say_next("sample", str(folder))
 
 
 @main.command("train-baseline")
@@ -232,4 +232,9 @@ def train_baseline(
         restart=restart,
         say=click.echo,
     )
-    click.echo(f"next      glann sample {folder / 'baselines' / model}")
+    say_next("sample", str(folder / "baselines" / model))
+
+
+def say_next(*words: str) -> None:
+    """What to do next, as it can be pasted."""
+    click.echo(f"next      {shlex.join(['glann', *words])}")

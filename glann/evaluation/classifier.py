@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from glann import storage
+from glann import processes, storage
 from glann.data import Images
 from glann.errors import GlannError
 from glann.images import to_float
@@ -145,7 +145,7 @@ def train_classifier(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            training.record(loss, lr=lr)
+            training.record(loss / processes.count(), lr=lr)  # each has learned the whole
     optimiser.zero_grad()  # the gradients' memory is not needed any more
     calibrate(network, images, device)
     return network

@@ -201,8 +201,11 @@ def _classifier(
         )
     entry = cache_entry(train, cache)
     kept = load_classifier(train, entry, say)
+    if processes.any_of([kept is None])[0]:  # each may have a cache of its own
+        kept = None
     network = kept or train_classifier(train.images, train.labels, device, progress)
     network = network.to(device).eval()
+    processes.agree(network)  # they round differently, and each makes some images' features
     accuracy, tested = None, None
     features = Features("classifier", DIM, None, None, shape_of(train.images), network, device)
     if test is not None and test.labels is not None and len(test):
@@ -229,8 +232,8 @@ class _Inception(nn.Module):
         super().__init__()
         if weights is None:
             raise GlannError(
-                "features 'inception' need Inception's weights; give torch-fidelity's file "
-                f"({INCEPTION_FILE}, from its releases on GitHub) as weights"
+                "features 'inception' need Inception's weights: torch-fidelity's file "
+                f"({INCEPTION_FILE}, from its releases on GitHub), given by --weights FILE"
             )
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
