@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -93,6 +95,16 @@ def test_shorter_trainings_do_not_touch_those_of_the_recipe(study, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (folder / "tiny").rglob("*")} == before
     trained = {path.name for path in (folder / "study-blur" / "training").iterdir()}
     assert trained == {"glann-0", "pixel-imle-0"}
+
+
+def test_another_share_is_another_training_and_a_known_one_is_not_trained_again(study, monkeypatch):
+    settings, _, folder = study
+    half, less = (dataclasses.replace(settings, share=share) for share in (0.5, 0.4))
+    rows = rows_of(half, folder)
+    assert all(a != b for a, b in zip(rows[1:], rows_of(less, folder)[1:], strict=True))
+    for kind in (GLO, PixelIMLE):
+        monkeypatch.setattr(kind, "_train", None)
+    assert rows_of(half, folder) == rows
 
 
 def test_the_section_shows_each_model_with_its_samples(study):

@@ -69,6 +69,21 @@ def test_a_row_of_digits(tmp_path, monkeypatch, model):
         assert row["recall"] > 0.7
 
 
+def test_other_changes_are_another_training(tmp_path, monkeypatch):
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        '[data]\nsource = "digits"\ntest_fraction = 0.3\n'
+        "[glo]\ncode_dim = 8\nepochs = 1\nwidth = 8\nhidden = 32\n"
+        "[imle]\nnoise_dim = 8\nwidth = 32\ndepth = 2\nepochs = 1\n"
+    )
+    monkeypatch.setattr(support, "BIRTHDAY_SAMPLES", 100)
+    place = Place(tmp_path / "study", tmp_path, key="stacked-glann-0")
+    arguments = {"recipe": str(recipe), "model": "glann", "seed": 0, "samples": 100}
+    for changes, composed in ([], 100), (["glo.epochs=2"], 100), (["glo.epochs=2"], 120):
+        stacked_row(place, changes=changes, composed=composed, **arguments)
+    assert len([*(tmp_path / "study" / "training" / "stacked-glann-0").iterdir()]) == 3
+
+
 def test_images_without_digits_are_refused(tmp_path):
     place = Place(tmp_path, tmp_path.parent)
     images = stacked.Images(flat([1, 2]), None, "folder", "", "", ())

@@ -23,7 +23,7 @@ from glann.recipes import load_recipe
 from glann.report.studies import Picture, Section, Table
 from glann.settings import setting
 from glann.studies.draws import as_it_is, drawn_recipe
-from glann.studies.study import Place, Row, Run, Study
+from glann.studies.study import Place, Row, Run, Study, settings_of
 
 
 @dataclass(kw_only=True)
@@ -68,7 +68,7 @@ def sharpness(
     changed = drawn_recipe(whole, model, as_it_is(model), share, whole.seed + seed)
     where = place.runs / whole.name / (f"seeds/{changed.seed}" if seed else "")
     if share < 1:
-        where = place.training
+        where = place.training(settings_of(changed, [model]))
     how: dict[str, Any] = {"data": place.data, "device": place.device, "progress": False}
     rows = []
     if model == "glann":

@@ -18,7 +18,7 @@ from glann.evaluation.modes import reverse_kl
 from glann.randomness import generator
 from glann.recipes import load_recipe
 from glann.report.studies import Section, Table
-from glann.studies.study import Place, Row, spread
+from glann.studies.study import Place, Row, settings_of, spread
 from glann.studies.support import BIRTHDAY, HEAD, SCORED, cells, pictures, support
 from glann.studies.trained import fitted, images_of
 
@@ -82,9 +82,10 @@ def stacked_row(
     learn_from = composites(digits.images, composed, seed)
     held_out = composites(test.images, min(SCORED, samples), seed)
     began = time.process_time()
-    pipeline = (
-        None if model == "floor" else fitted(asked, model, learn_from, place.device, place.training)
-    )
+    pipeline = None
+    if model != "floor":
+        checkpoints = place.training([settings_of(asked, [model]), composed])
+        pipeline = fitted(asked, model, learn_from, place.device, checkpoints)
     cpu_seconds = time.process_time() - began
     made = learn_from[:samples] if pipeline is None else pipeline.sample(samples, SAMPLE_SEED)
     counts = torch.bincount(mode_of(made, reader), minlength=1000)

@@ -5,14 +5,15 @@ import hashlib
 import json
 import statistics
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glann import places
+from glann.baselines import MODELS
 from glann.errors import GlannError
-from glann.recipes import parse_override, section, toml_value
+from glann.recipes import Compare, Recipe, parse_override, section, toml_value
 from glann.report.studies import Section
 from glann.settings import as_dict
 
@@ -33,10 +34,12 @@ class Place:
     key: str = ""
     """The run's."""
 
-    @property
-    def training(self) -> Path:
-        """Where the run may keep checkpoints: one that was stopped goes on there."""
-        return self.folder / "training" / self.key
+    def training(self, what: Any) -> Path:
+        """Where the run may keep checkpoints: one that was stopped goes on there.
+
+        `what` is trained, as JSON: something else is another training, in another folder.
+        """
+        return self.folder / "training" / self.key / _digest([what, self.data])
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Run:
         """What a row belongs to, as 16 letters."""
         name = f"{self.function.__module__}.{self.function.__qualname__}"
         content = [study.version, name, self.arguments, data]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(content)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,20 @@ class Study:
     """
     version: int = 1
     """Raised when rows come about in another way: old ones are then made anew."""
+
+
+def settings_of(recipe: Recipe, models: Collection[str]) -> dict[str, Any]:
+    """What a recipe says of some models: of the baselines among them, or of GLANN if none is."""
+    baselines = [name for name in MODELS if name in models]
+    parts = ("seed", "data", *(baselines or ("glo", "imle", "finetune")))
+    # Those that are compared are written out, with all defaults.
+    sections = dataclasses.replace(recipe, compare=Compare(models=baselines)).sections()
+    return {name: sections[name] for name in parts if name in sections}
+
+
+def _digest(content: Any) -> str:
+    """JSON as 16 letters."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_settings(study: Study, overrides: Sequence[str] = (), quick: bool = False) -> Any:
