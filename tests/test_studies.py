@@ -16,7 +16,7 @@ from glann.report import write_report
 from glann.report.studies import Chart, Picture, Section, Table, sections_in
 from glann.settings import setting
 from glann.studies import STUDIES, find_study
-from glann.studies.study import Run, Study, load_settings, to_toml
+from glann.studies.study import Place, Run, Study, load_settings, to_toml
 from glann.studies.work import carry_out
 from glann.training import Interrupted
 
@@ -126,6 +126,103 @@ def test_a_higher_version_makes_all_rows_anew(folder):
     newer = dataclasses.replace(STUDY, version=2)
     carry_out(newer, Squares(), folder, jobs=1, device="cpu")
     assert len(calls(folder)) == 6
+
+
+def cube(place, number, offset):
+    return {"square": number**3 + offset}
+
+
+def test_another_function_or_other_data_make_all_rows_anew(folder):
+    go(folder)
+    cubes = [Run(f"square-{n}", cube, {"number": n, "offset": 0.0}) for n in (1, 2, 3)]
+    other = dataclasses.replace(STUDY, runs=lambda settings: cubes)
+    carry_out(other, Squares(), folder, jobs=1, device="cpu")
+    assert [row["square"] for row in results(folder)["rows"]] == [1, 8, 27]
+    go(folder)
+    carry_out(STUDY, Squares(), folder, jobs=1, device="cpu", data="elsewhere")
+    assert len(calls(folder)) == 9
+
+
+RECIPE = """
+[data]
+source = "digits"
+[imle]
+epochs = 3
+[vae]
+images_seen = 500
+[compare]
+models = ["vae"]
+"""
+
+OF_A_RECIPE = {
+    "glann": {"model": "glann"},
+    "vae": {"model": "vae"},
+    "some": {"models": ["wgan", "vae"]},
+    "none": {"samples": 10},
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "anew"),
+    [
+        ("images_seen = 500", "images_seen = 600", {"vae", "some"}),
+        ("epochs = 3", "epochs = 4", {"glann", "none"}),
+        ("[data]", "seed = 7\n[data]", set(OF_A_RECIPE)),
+        ('"digits"', '"mnist"', set(OF_A_RECIPE)),
+        ('models = ["vae"]', "samples = 100", set()),
+        ("[imle]", "# No setting.\n[imle]", set()),
+    ],
+)
+def test_a_changed_recipe_makes_anew_the_rows_that_it_changes(tmp_path, before, after, anew):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(RECIPE)
+
+    def digests():
+        shared = {"recipe": str(recipe)}
+        return {
+            key: Run(key, square, shared | arguments).digest(STUDY, None)
+            for key, arguments in OF_A_RECIPE.items()
+        }
+
+    old = digests()
+    recipe.write_text(RECIPE.replace(before, after))
+    assert {key for key, digest in digests().items() if digest != old[key]} == anew
+
+
+def test_a_recipe_s_changes_count_as_what_they_are_changes_of(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(RECIPE)
+    arguments = {"recipe": str(recipe), "changes": ["imle.epochs=9"], "model": "glann"}
+    old = Run("glann", square, arguments).digest(STUDY, None)
+    recipe.write_text(RECIPE.replace("epochs = 3", "epochs = 4"))
+    assert Run("glann", square, arguments).digest(STUDY, None) == old
+    recipe.write_text(RECIPE.replace("epochs = 3", "epochs = 3\npool = 2.0"))
+    assert Run("glann", square, arguments).digest(STUDY, None) != old
+
+
+def replaced(place, recipe):
+    Path(recipe).write_text(RECIPE)
+    return {}
+
+
+def test_a_recipe_that_is_edited_while_a_run_goes_on_is_another_one_the_next_time(folder, tmp_path):
+    recipe, said = tmp_path / "mine.toml", []
+    recipe.write_text(RECIPE.replace("epochs = 3", "epochs = 4"))
+    only = [Run("edited", replaced, {"recipe": str(recipe)})]
+    study = dataclasses.replace(
+        STUDY, runs=lambda settings: only, section=lambda *given: Section("")
+    )
+    for _ in range(3):
+        carry_out(study, Squares(), folder, jobs=1, device="cpu", say=said.append)
+    assert ["1 runs, 0 done" in line for line in said if line.startswith("run ")] == [1, 1, 0]
+
+
+def test_training_of_something_else_or_on_other_data_is_elsewhere(tmp_path):
+    place = Place(tmp_path, tmp_path.parent, key="x")
+    elsewhere = dataclasses.replace(place, data="elsewhere")
+    folders = {p.training(what) for p in (place, elsewhere) for what in ({"a": 1}, {"a": 2})}
+    assert len(folders) == 4
+    assert place.training({"a": 1}) in folders
 
 
 def test_restart_makes_all_rows_anew(folder):

@@ -13,7 +13,7 @@ from typing import Any
 from glann import places
 from glann.baselines import MODELS
 from glann.errors import GlannError
-from glann.recipes import Compare, Recipe, parse_override, section, toml_value
+from glann.recipes import Compare, Recipe, load_recipe, parse_override, section, toml_value
 from glann.report.studies import Section
 from glann.settings import as_dict
 
@@ -57,9 +57,16 @@ class Run:
     """JSON: a row belongs to them, and is made anew when they change."""
 
     def digest(self, study: "Study", data: str | None) -> str:
-        """What a row belongs to, as 16 letters."""
+        """What a row belongs to, as 16 letters.
+
+        Of a recipe it is what it says now: a file may be another tomorrow under the same name.
+        """
         name = f"{self.function.__module__}.{self.function.__qualname__}"
         content = [study.version, name, self.arguments, data]
+        if "recipe" in self.arguments:
+            changes = self.arguments.get("changes", [])
+            recipe = load_recipe(self.arguments["recipe"], changes)
+            content.append(settings_of(recipe, _named(self.arguments)))
         return _digest(content)
 
 
@@ -83,7 +90,13 @@ class Study:
     """Raised when rows come about in another way: old ones are then made anew."""
 
 
-def settings_of(recipe: Recipe, models: Collection[str]) -> dict[str, Any]:
+def _named(arguments: dict[str, Any]) -> set[Any]:
+    """The values of arguments, and those in lists: names of models are among them."""
+    lists = (value if isinstance(value, list) else [value] for value in arguments.values())
+    return {value for values in lists for value in values}
+
+
+def settings_of(recipe: Recipe, models: Collection[Any]) -> dict[str, Any]:
     """What a recipe says of some models: of the baselines among them, or of GLANN if none is."""
     baselines = [name for name in MODELS if name in models]
     parts = ("seed", "data", *(baselines or ("glo", "imle", "finetune")))

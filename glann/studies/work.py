@@ -73,7 +73,9 @@ def carry_out(
         for part in ("rows", "pictures", "training"):
             shutil.rmtree(folder / part, ignore_errors=True)
     place = Place(folder, folder.parent, data, str(pick_device(device)))
-    missing = [run for run in runs if _kept(study, run, place) is None]
+    # Once, before any run: what a recipe says when they end may be no longer what they read.
+    digests = {run.key: run.digest(study, data) for run in runs}
+    missing = [run for run in runs if _kept(run, digests[run.key], folder) is None]
     jobs = min(jobs or os.cpu_count() or 1, max(1, len(missing)))
     about = {
         "command": command,
@@ -89,7 +91,7 @@ def carry_out(
     try:
         with contextlib.closing(_rows(missing, place, jobs)) as finished:
             for number, (run, rows, seconds) in enumerate(finished, start=1):
-                content = {"digest": run.digest(study, data), "seconds": seconds, "rows": rows}
+                content = {"digest": digests[run.key], "seconds": seconds, "rows": rows}
                 storage.write_json(_file(run, folder), content)
                 left = (time.monotonic() - began) / number * (len(missing) - number)
                 failed = "".join(f", failed: {row['failed']}" for row in rows if "failed" in row)
@@ -105,7 +107,7 @@ def carry_out(
     rows = [
         {"key": run.key, **run.arguments, **row}
         for run in runs
-        for row in _kept(study, run, place) or []
+        for row in _kept(run, digests[run.key], folder) or []
     ]
     results = {"study": study.name, "claim": study.claim, **about, "settings": as_dict(settings)}
     storage.write_json(folder / "results.json", {**results, "rows": rows})
@@ -116,13 +118,13 @@ def _file(run: Run, folder: Path) -> Path:
     return folder / "rows" / f"{run.key}.json"
 
 
-def _kept(study: Study, run: Run, place: Place) -> list[Row] | None:
-    """The rows of a run that is done; None if it isn't, or was done with other arguments."""
-    path = _file(run, place.folder)
+def _kept(run: Run, digest: str, folder: Path) -> list[Row] | None:
+    """The rows of a run that is done; None if it isn't, or was done with something else."""
+    path = _file(run, folder)
     if not path.is_file():
         return None
     content = storage.read_json(path)
-    if not isinstance(content, dict) or content.get("digest") != run.digest(study, place.data):
+    if not isinstance(content, dict) or content.get("digest") != digest:
         return None
     rows: list[Row] = content["rows"]
     return rows
