@@ -88,6 +88,12 @@ def test_what_is_trained_is_only_scored(study, monkeypatch):
     assert rows_of(settings, folder) == rows
 
 
+def test_the_recipe_of_the_run_stays_as_it_was(study):
+    settings, _, folder = study
+    there = folder / "tiny" / "recipe.toml"
+    assert there.read_text() == load_recipe(settings.recipe).to_toml()
+
+
 def test_shorter_trainings_do_not_touch_those_of_the_recipe(study, monkeypatch):
     settings, _, folder = study
     before = {path: path.stat().st_mtime_ns for path in (folder / "tiny").rglob("*")}

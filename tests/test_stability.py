@@ -13,8 +13,9 @@ from glann.data import Images
 from glann.evaluation.features import make_features
 from glann.evaluation.scores import Protocol
 from glann.recipes import load_recipe, make_recipe
+from glann.settings import check
 from glann.storage import fingerprint
-from glann.studies.draws import draw, drawn_recipe
+from glann.studies.draws import as_it_is, draw, drawn_recipe
 from glann.studies.stability import (
     STUDY,
     Stability,
@@ -71,6 +72,42 @@ def test_draws_are_settings_of_the_model(model):
         else:
             whole = recipe.baselines[model].images_seen
             assert sections[model]["images_seen"] == round(whole / 10)
+
+
+@pytest.mark.parametrize("model", DRAWN)
+def test_the_whole_of_a_recipe_as_it_is_is_the_recipe(model):
+    recipe = load_recipe("mnist-short")
+    assert drawn_recipe(recipe, model, as_it_is(model), 1, recipe.seed) == recipe
+
+
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.5])
+def test_all_lengths_have_the_same_share(share):
+    whole = load_recipe("mnist-short")
+    glann, gan = (
+        drawn_recipe(whole, model, as_it_is(model), share, 0) for model in ("glann", "ns-gan")
+    )
+    for made, before in (
+        (glann.glo.epochs, whole.glo.epochs),
+        (glann.glo.feature_images, whole.glo.feature_images),
+        (glann.imle.epochs, whole.imle.epochs),
+        (glann.finetune.epochs, whole.finetune.epochs),
+        (gan.baselines["ns-gan"].images_seen, whole.baselines["ns-gan"].images_seen),
+    ):
+        assert made / before == pytest.approx(share)
+    assert gan.glo == whole.glo
+
+
+def test_the_least_share_is_in_every_range():
+    least = drawn_recipe(load_recipe("mnist-short"), "glann", as_it_is("glann"), 1e-6, 0)
+    for part in (least.glo, least.imle, least.finetune):
+        check(part)
+
+
+def test_a_gaussian_on_the_codes_has_no_length_and_no_rate():
+    recipe = load_recipe("digits", ["imle.sampler=gaussian"])
+    made = drawn_recipe(recipe, "glann", draw("glann", 0, 0), 0.5, 0)
+    assert made.imle == recipe.imle
+    assert made.glo.epochs == recipe.glo.epochs / 2
 
 
 @pytest.mark.parametrize("model", DRAWN)

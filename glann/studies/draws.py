@@ -8,7 +8,8 @@ import torch
 from glann.baselines import MODELS
 from glann.baselines.gan import GAN
 from glann.randomness import generator as random_generator
-from glann.recipes import Recipe, make_recipe
+from glann.recipes import Recipe
+from glann.settings import as_dict
 
 Settings = dict[str, dict[str, Any]]
 """What was drawn, by section of a recipe."""
@@ -95,19 +96,35 @@ def as_it_is(model: str) -> Settings:
 
 
 def drawn_recipe(recipe: Recipe, model: str, drawn: Settings, share: float, seed: int) -> Recipe:
-    """`recipe` with what was drawn, `share` of its lengths and another seed."""
-    sections = dataclasses.replace(recipe, compare=_only(recipe, model)).sections()
-    sections["seed"] = seed
-    for name, settings in drawn.items():
-        length = "epochs" if model == "glann" else "images_seen"
-        shorter = max(1, round(share * sections[name][length]))
-        sections[name] = {**sections[name], length: shorter, **settings}
-    if "finetune" in sections:
-        epochs = share * sections["finetune"]["epochs"]
-        sections["finetune"] = {**sections["finetune"], "epochs": epochs}
-    return make_recipe(recipe.name, sections)
+    """`recipe` with what was drawn, `share` of the model's lengths and another seed.
+
+    All else stays, what is compared too: a run folder keeps the recipe that it was made by.
+    """
+    if model != "glann":
+        changed = _changed(recipe.baselines[model], drawn[model], share)
+        return dataclasses.replace(
+            recipe, seed=seed, baselines={**recipe.baselines, model: changed}
+        )
+    return dataclasses.replace(
+        recipe,
+        seed=seed,
+        glo=_changed(recipe.glo, drawn["glo"], share),
+        imle=_changed(recipe.imle, drawn["imle"], share),
+        finetune=recipe.finetune and _changed(recipe.finetune, {}, share),
+    )
 
 
-def _only(recipe: Recipe, model: str) -> Any:
-    models = [] if model == "glann" else [model]
-    return dataclasses.replace(recipe.compare, models=models)
+def _changed(part: Any, drawn: dict[str, Any], share: float) -> Any:
+    """A section with `share` of its lengths, and with what was drawn of the settings it has.
+
+    A Gaussian on the codes has neither lengths nor learning rate.
+    """
+    has = as_dict(part)
+    changes: dict[str, Any] = {}
+    if "epochs" in has:
+        changes["epochs"] = max(0.01, share * has["epochs"])  # no class takes less
+    for images in ("feature_images", "images_seen"):
+        if images in has:
+            changes[images] = max(1, round(share * has[images]))
+    changes |= {key: value for key, value in drawn.items() if key in has}
+    return dataclasses.replace(part, **changes)

@@ -308,5 +308,5 @@ STUDY = Study(
     settings=Stability,
     runs=runs,
     section=section,
-    version=2,
+    version=3,
 )
