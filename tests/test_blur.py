@@ -3,13 +3,14 @@ import dataclasses
 import pytest
 import torch
 
-from glann import GLO, GlannError, runner
+from glann import GLANN, GLO, GlannError, runner
 from glann.baselines import PixelIMLE
 from glann.data import load
 from glann.evaluation.sharpness import laplacian_energy, relative_sharpness
 from glann.images import read_image
 from glann.recipes import load_recipe
-from glann.studies.blur import STUDY, Blur, findings, floor, runs, section
+from glann.studies import blur
+from glann.studies.blur import STUDY, Blur, findings, floor, runs, section, sharpness
 from glann.studies.study import Place, load_settings
 
 RECIPE = """
@@ -63,6 +64,23 @@ def test_a_row_for_each_model_and_stage(study):
 
 def test_training_images_are_as_sharp_as_test_images(study):
     assert study[1][0]["sharpness"] == pytest.approx(1, abs=0.1)
+
+
+def test_some_training_images_and_codes_are_of_all_classes(study, monkeypatch):
+    settings, _, folder = study
+    recipe = load_recipe(settings.recipe)
+    images = load(recipe.data).images
+    ordered = images[(images.float().diff(dim=-1).square().mean((1, 2, 3))).argsort()]
+    test = load(recipe.data, split="test").images
+    monkeypatch.setattr(blur, "_images", lambda *given: (ordered, test))
+    place = Place(folder / "study-blur", folder, key="some")
+    row = floor(place, recipe=settings.recipe, samples=300)
+    assert row["sharpness"] == pytest.approx(1, abs=0.1)
+    shown = []
+    monkeypatch.setattr(GLANN, "reconstruct", lambda self, which: shown.append(which) or test)
+    sharpness(place, recipe=settings.recipe, samples=300, share=1, model="glann", seed=0)
+    assert len(set(shown[0].tolist())) == 300
+    assert shown[0].max() > 1000
 
 
 def test_rows_are_of_samples_beside_test_images(study):

@@ -1,12 +1,16 @@
 """Recall, coverage and birthdays of samples whose support is known."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from glann.errors import GlannError
+from glann.recipes import load_recipe
 from glann.studies import support as measuring
 from glann.studies.study import Place
 from glann.studies.support import images_row, support
+from glann.studies.trained import images_of
 
 
 def pictures(n, seed):
@@ -54,6 +58,27 @@ def test_training_images_are_the_floor(tmp_path):
     row = images_row(place, recipe="digits", model="floor", seed=0)
     assert row["recall"] > 0.7
     assert row["coverage"] > 0.8
+
+
+def by_label(images):
+    order = images.labels.argsort(stable=True)
+    return dataclasses.replace(images, images=images.images[order], labels=images.labels[order])
+
+
+def test_the_floor_of_images_in_order_of_their_classes_is_of_all_classes(tmp_path, monkeypatch):
+    place, recipe = Place(tmp_path, tmp_path.parent, key="x"), load_recipe("digits")
+    ordered = tuple(map(by_label, images_of(place, recipe)))
+    monkeypatch.setattr(measuring, "images_of", lambda *given: ordered)
+    row = images_row(place, recipe="digits", model="floor", seed=0)
+    assert row["recall"] > 0.7
+    assert row["coverage"] > 0.8
+
+
+def test_a_few_samples_are_beside_held_out_images_of_all_classes(tmp_path):
+    dark, light = pictures(200, 0) // 4, pictures(200, 1) // 4 + 190
+    place, samples = Place(tmp_path, tmp_path.parent, key="x"), pictures(100, 2) // 4 + 190
+    row = support(place, samples, torch.cat([dark, light]), pixels)
+    assert row["coverage"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_recipe_without_held_out_images_is_refused(tmp_path):

@@ -24,6 +24,7 @@ from glann.report.studies import Picture, Section, Table
 from glann.settings import setting
 from glann.studies.draws import as_it_is, drawn_recipe
 from glann.studies.study import Place, Row, Run, Study, settings_of
+from glann.studies.trained import mixed
 
 
 @dataclass(kw_only=True)
@@ -53,7 +54,7 @@ def runs(settings: Blur) -> list[Run]:
 def floor(place: Place, *, recipe: str, samples: int) -> Row:
     """How sharp training images are beside test images: 1, but for chance."""
     train, test = _images(recipe, place.data)
-    return _row("floor", 0, train[:samples], test, place)
+    return _row("floor", 0, mixed(train)[:samples], test, place)
 
 
 def sharpness(
@@ -74,7 +75,7 @@ def sharpness(
     if model == "glann":
         pipeline = runner.trained(changed, where, **how)
         assert pipeline.codes is not None
-        some = torch.arange(min(samples, len(pipeline.codes)))
+        some = mixed(torch.arange(len(pipeline.codes)))[:samples]
         made = pipeline.reconstruct(some)
         rows.append(_row("reconstructions", seed, made, test, place))
     else:
@@ -153,4 +154,5 @@ STUDY = Study(
     settings=Blur,
     runs=runs,
     section=section,
+    version=2,
 )

@@ -11,6 +11,7 @@ from glann.comparison import load_test
 from glann.data import Images, load
 from glann.errors import GlannError
 from glann.pipeline import GLANN
+from glann.randomness import permutation
 from glann.recipes import Recipe, load_recipe
 from glann.studies.study import Place
 
@@ -55,6 +56,11 @@ def fitted(
             how["samples"] = imle.fresh(len(codes), recipe.seed)
         generator = recipe.finetune.fit(images, codes, generator, **how).generator_
     return GLANN(generator, imle, codes)
+
+
+def mixed(items: torch.Tensor) -> torch.Tensor:
+    """The same ones in an order of chance, so that the first of them are of all classes."""
+    return items[permutation(0, "floor", 0, len(items))]
 
 
 def images_of(place: Place, recipe: Recipe) -> tuple[Images, Images]:
