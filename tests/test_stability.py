@@ -198,6 +198,15 @@ def test_a_summary_by_hand():
     }
 
 
+@pytest.mark.parametrize("finite", range(4))
+def test_quantiles_of_runs_that_mostly_failed_are_infinite(finite):
+    rows = [{"fid_over_floor": 2.0}] * finite + [{"failed": "NaN"}] * (4 - finite)
+    found = summary(rows, bound=5)
+    inner = {"lower": 0.75, "median": 1.5, "upper": 2.25}
+    expected = {name: 2.0 if place <= finite - 1 else math.inf for name, place in inner.items()}
+    assert {name: found[name] for name in inner} == expected
+
+
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30))
 def test_quantiles_are_numpys(values):
     found = summary([{"fid_over_floor": value} for value in values], 10)

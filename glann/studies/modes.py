@@ -36,8 +36,6 @@ PUBLISHED = [
 ]
 """Rings | grids of Srivastava et al. 2017 and Lin et al. 2018 (arXiv 1712.04086)."""
 
-HEAD = ["high quality", "reverse KL", "width", "CPU seconds", "failed"]
-
 CANDIDATES = {"ring": 40, "grid": 100}
 """Of plain IMLE in a step, about five for each mode: with many more, all data find one near, and
 nothing pulls at the others."""

@@ -61,11 +61,6 @@ def one_gaussian(images: torch.Tensor, n: int) -> torch.Tensor:
     return to_uint8(pixels.view(n, *shape))
 
 
-HEAD = [
-    *("model", "failed", "share", "best", "median", "worst"),
-    *("as given", "CPU seconds", "failed, rate ≥ 10⁻⁴"),
-]
-
 SLOW = 1e-4
 """A learning rate below which training may not come far in the length that a run has."""
 
@@ -89,7 +84,10 @@ def _quantile(ordered: Sequence[float], place: float) -> float:
     """Between two neighbours in proportion, as NumPy's, but with infinite ones allowed."""
     below, rest = divmod(place * (len(ordered) - 1), 1)
     low = ordered[int(below)]
-    return low if rest == 0 else low + rest * (ordered[int(below) + 1] - low)
+    if rest == 0:
+        return low
+    high = ordered[int(below) + 1]
+    return high if math.isinf(high) else low + rest * (high - low)  # ∞ − ∞ is no number
 
 
 @dataclass(kw_only=True)
