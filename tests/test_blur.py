@@ -142,6 +142,16 @@ def test_the_section_shows_each_model_with_its_samples(study):
     assert f"GLANN {rows[2]['sharpness'] + 1:.2f} ± 1.41" in twice.finding
 
 
+def test_trainings_that_failed_are_counted_in_the_table_s_note(study):
+    settings, rows, folder = study
+    assert "left out" not in section(settings, rows, folder).tables[0].note
+    failed = {"key": "glann-1", "model": "glann", "seed": 1, "failed": "the loss is not finite"}
+    vae = failed | {"key": "vae-0", "model": "vae"}
+    made = section(settings, [*rows, failed, vae], folder)
+    assert made.tables[0].note.endswith("are left out: GLANN 1 of 2, VAE 1 of 1.")
+    assert made.tables[0].rows == section(settings, rows, folder).tables[0].rows
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_settings_that_ship(quick):
     settings = load_settings(STUDY, quick=quick)

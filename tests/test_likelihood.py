@@ -138,6 +138,20 @@ def test_a_section_holds_curves_models_and_published_figures(tmp_path):
     assert ">1</text>" in svg  # a tick of the objective, between 0.5 and 2
 
 
+def test_trainings_that_failed_are_counted_even_where_all_did(tmp_path):
+    failed = {"failed": "the loss is not finite"}
+    rows = [
+        {"density": "ring", "seed": 0, **failed},
+        {"recipe": "digits", "seed": 0, **failed},  # of the mixture and GLANN, in one run
+        {"recipe": "digits", "model": "vae", "seed": 0, **failed},
+        {"model": "vae", "seed": 1, "likelihood": 210.4, "error": 1.6, "sigma": 0.2},
+    ]
+    settings = LikelihoodSettings(densities=["ring"], models=["glann", "vae"], recipe="digits")
+    known, images = STUDY.section(settings, rows, tmp_path).tables
+    assert (known.rows, known.note.endswith("left out: ring 1 of 1.")) == ([], True)
+    assert images.note.endswith("left out: GLANN 1 of 1, VAE 1 of 2.")
+
+
 def test_without_images_there_are_only_densities():
     settings = LikelihoodSettings(densities=["ring", "grid"], recipe="none", seeds=2)
     assert [run.key for run in STUDY.runs(settings)] == ["ring-0", "ring-1", "grid-0", "grid-1"]

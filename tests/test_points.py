@@ -1,5 +1,6 @@
 """Samplers of points: they learn, repeat, and say what is wrong."""
 
+import dataclasses
 import math
 
 import pytest
@@ -128,6 +129,27 @@ def test_a_model_whose_runs_failed_has_dashes_and_no_scatter():
     assert table.rows[1][1:] == ["–", "–", "–", "–", "–", "1 of 1"]
     assert all(len(row) == len(table.head) for row in table.rows)
     assert [picture.path for picture in section.pictures] == ["ring-imle-0.png"]
+
+
+@pytest.mark.parametrize("images", ["stacked", "birthday"])
+@pytest.mark.parametrize("glann", [1, 2])
+def test_trainings_on_images_that_failed_are_counted_in_the_table_s_note(images, glann):
+    settings = modes.ModesSettings(mixtures=[], recipe="digits", seeds=2)
+    rows = modes.runs(dataclasses.replace(settings, **{images: ["glann"]}))
+    numbers = {"found": 990, "kl": 0.05, "accuracy": 0.99, "recall": 0.5, "coverage": 0.75}
+    numbers |= {"cpu_seconds": 61.0, "picture": "a.png", "closest": "b.png", "birthday": 9}
+    floor, *others = ({"key": run.key, **run.arguments} for run in rows)
+    failed = [row | {"failed": "not finite"} for row in others[:glann]]
+    done = [row | numbers for row in others[glann:]]
+    section = modes.section(settings, [floor | numbers, *failed, *done], None)
+    (table,) = section.tables
+    assert table.note.endswith(f"are left out: GLANN {glann} of 2.")
+    assert ("GLANN" in [row[0] for row in table.rows]) == (glann == 1)
+    assert ("no numbers" in section.finding) == (glann == 2)
+    (table,) = modes.section(settings, failed, None).tables
+    assert table.note.endswith(f"are left out: GLANN {glann} of {glann}.")
+    (table,) = modes.section(settings, [floor | numbers, *done], None).tables
+    assert "left out" not in table.note
 
 
 def test_every_model_has_a_scatter():

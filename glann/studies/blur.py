@@ -23,8 +23,8 @@ from glann.recipes import load_recipe
 from glann.report.studies import Picture, Section, Table
 from glann.settings import setting
 from glann.studies.draws import as_it_is, drawn_recipe
-from glann.studies.study import Place, Row, Run, Study, settings_of
-from glann.studies.trained import mixed
+from glann.studies.study import Place, Row, Run, Study, failures, settings_of
+from glann.studies.trained import mixed, name_of
 
 
 @dataclass(kw_only=True)
@@ -130,7 +130,8 @@ def section(settings: Blur, rows: Sequence[Row], folder: Path) -> Section:
             Table(
                 ["model", "sharpness"],
                 [[LABELS[model], text] for model, text in shown.items()],
-                "Mean ± standard deviation over seeds, where there are several.",
+                "Mean ± standard deviation over seeds, where there are several."
+                + failures(rows, name_of),
                 ours={LABELS["glann"]},
             )
         ],

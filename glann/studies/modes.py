@@ -173,7 +173,7 @@ def scatter(samples: torch.Tensor, data: torch.Tensor, side: int = 220) -> torch
 
 def section(settings: ModesSettings, rows: Sequence[Row], folder: Path) -> Section:
     """Of points a table for each mixture and a scatter of each model; then what images show."""
-    of_images = [row for row in rows if "mixture" not in row and "failed" not in row]
+    of_images = [row for row in rows if "mixture" not in row]
     stacked = [row for row in of_images if "composed" in row]
     own = [row for row in of_images if "composed" not in row]
     parts = [_points_section(settings, rows)] if settings.mixtures else []
@@ -181,7 +181,7 @@ def section(settings: ModesSettings, rows: Sequence[Row], folder: Path) -> Secti
     parts += [support_section(settings.recipe, own)] if own else []
     finding = "; ".join(part.finding for part in parts if part.finding)
     return Section(
-        f"{finding or 'Neither IMLE nor GLANN was among the models'}.",
+        f"{finding or 'There are no numbers of IMLE or GLANN'}.",
         [text for part in parts for text in part.paragraphs],
         [table for part in parts for table in part.tables],
         (),

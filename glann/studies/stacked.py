@@ -18,9 +18,9 @@ from glann.evaluation.modes import reverse_kl
 from glann.randomness import generator
 from glann.recipes import load_recipe
 from glann.report.studies import Section, Table
-from glann.studies.study import Place, Row, settings_of, spread
+from glann.studies.study import Place, Row, failures, settings_of, spread
 from glann.studies.support import BIRTHDAY, HEAD, SCORED, cells, pictures, support
-from glann.studies.trained import fitted, images_of
+from glann.studies.trained import fitted, images_of, name_of
 
 PUBLISHED = [
     ("DCGAN", "99", "3.40"),
@@ -111,24 +111,25 @@ def _reader(digits: Images, test: Images, place: Place) -> Features:
 def stacked_section(recipe: str, samples: int, rows: Sequence[Row]) -> Section:
     """What the rows of `stacked_row` show, beside the published ones."""
     lines = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
+    done = [row for row in rows if "failed" not in row]
+    for model in dict.fromkeys(row["model"] for row in done):
+        own = [row for row in done if row["model"] == model]
         found, kl = spread([row["found"] for row in own], 0), spread([row["kl"] for row in own], 3)
         cpu = spread([row["cpu_seconds"] for row in own], 0)
         lines.append([LABELS[model], found, kl, *cells(own), cpu])
     lines += [[f"{name}, published", modes, kl, *"––––"] for name, modes, kl in PUBLISHED]
-    accuracy = rows[0]["accuracy"]
+    accuracy = done[0]["accuracy"] if done else None
     read = "unknown accuracy" if accuracy is None else f"accuracy {accuracy:.2%} on test digits"
     note = (
         f"Stacked digits of {recipe}, {samples:,} samples, read by a classifier of {read}. So many "
         f"samples of a sampler that has all modes in equal shares have a reverse KL of about "
         f"{999 / (2 * samples):.3f} by chance. Recall and coverage: beside stacked test images, on "
-        f"the features of that classifier. {BIRTHDAY}"
+        f"the features of that classifier. {BIRTHDAY}{failures(rows, name_of)}"
     )
     head = ["model", "modes of 1,000", "reverse KL", *HEAD, "CPU seconds"]
     ours = [line for line in lines if line[0] == LABELS["glann"]]
     return Section(
         "".join(f"stacked digits: GLANN {line[1]} of 1,000 modes, KL {line[2]}" for line in ours),
         tables=[Table(head, lines, note, [LABELS["glann"]])],
-        pictures=pictures(rows, "stacked digits"),
+        pictures=pictures(done, "stacked digits"),
     )

@@ -5,6 +5,7 @@ import hashlib
 import json
 import statistics
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,17 @@ def to_toml(settings: Any) -> str:
     """The settings, every default written out."""
     known = {key: value for key, value in as_dict(settings).items() if value is not None}
     return "".join(f"{key} = {toml_value(value)}\n" for key, value in known.items())
+
+
+def failures(rows: Sequence[Row], label: Callable[[Row], str]) -> str:
+    """How many runs failed, of those that have a label: a sentence for the end of a table's note.
+
+    Nothing if none did.
+    """
+    runs = Counter(map(label, rows))
+    failed = Counter(label(row) for row in rows if "failed" in row)
+    listed = ", ".join(f"{name} {number} of {runs[name]}" for name, number in failed.items())
+    return listed and f" Runs that were not finite and are left out: {listed}."
 
 
 def spread(values: Sequence[float], digits: int) -> str:

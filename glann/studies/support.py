@@ -15,8 +15,8 @@ from glann.evaluation.modes import birthday, closest_pairs
 from glann.images import interleave, save_grid, to_float
 from glann.recipes import load_recipe
 from glann.report.studies import Picture, Section, Table
-from glann.studies.study import Place, Row, spread
-from glann.studies.trained import images_of, mixed, trained
+from glann.studies.study import Place, Row, failures, spread
+from glann.studies.trained import images_of, mixed, name_of, trained
 
 SCORED = 10_000
 """Samples and held-out images of which recall and coverage are computed, at the most."""
@@ -98,7 +98,7 @@ def pictures(rows: Sequence[Row], of: str) -> list[Picture]:
     """Samples and nearest pairs of the first run of each model."""
     found = []
     for row in {row["model"]: row for row in reversed(rows)}.values():
-        name, ours = LABELS[row["model"]], row["model"] == "glann"
+        name, ours = name_of(row), row["model"] == "glann"
         found.append(Picture(row["picture"], f"{of}, {name}", ours))
         found.append(Picture(row["closest"], f"their nearest pairs, {name}", ours))
     return found
@@ -107,18 +107,19 @@ def pictures(rows: Sequence[Row], of: str) -> list[Picture]:
 def support_section(recipe: str, rows: Sequence[Row]) -> Section:
     """What the rows of `images_row` show."""
     lines = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        lines.append([LABELS[model], *cells([row for row in rows if row["model"] == model])])
+    done = [row for row in rows if "failed" not in row]
+    for model in dict.fromkeys(row["model"] for row in done):
+        lines.append([LABELS[model], *cells([row for row in done if row["model"] == model])])
     note = (
         f"Samples beside the test images of {recipe}, as many of both. Means over seeds ± standard "
-        f"deviation, and the birthday of each. {BIRTHDAY}"
+        f"deviation, and the birthday of each. {BIRTHDAY}{failures(rows, name_of)}"
     )
-    ours = [row for row in rows if row["model"] == "glann"]
+    ours = [row for row in done if row["model"] == "glann"]
     finding = ""
     if ours:
         finding = f"{recipe}: GLANN has recall {cells(ours)[0]}, coverage {cells(ours)[1]}"
     return Section(
         finding,
         tables=[Table(["model", *HEAD], lines, note, [LABELS["glann"]])],
-        pictures=pictures(rows, recipe),
+        pictures=pictures(done, recipe),
     )

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from glann import runner
-from glann.comparison import load_test
+from glann.comparison import LABELS, load_test
 from glann.data import Images, load
 from glann.errors import GlannError
 from glann.pipeline import GLANN
 from glann.randomness import permutation
 from glann.recipes import Recipe, load_recipe
-from glann.studies.study import Place
+from glann.studies.study import Place, Row
 
 
 def trained(place: Place, recipe: str, model: str, seed: int) -> GLANN:
@@ -56,6 +56,11 @@ def fitted(
             how["samples"] = imle.fresh(len(codes), recipe.seed)
         generator = recipe.finetune.fit(images, codes, generator, **how).generator_
     return GLANN(generator, imle, codes)
+
+
+def name_of(row: Row) -> str:
+    """What people call a row's model."""
+    return LABELS[row["model"]]
 
 
 def mixed(items: torch.Tensor) -> torch.Tensor:
