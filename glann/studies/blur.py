@@ -54,7 +54,7 @@ def runs(settings: Blur) -> list[Run]:
 def floor(place: Place, *, recipe: str, samples: int) -> Row:
     """How sharp training images are beside test images: 1, but for chance."""
     train, test = _images(recipe, place.data)
-    return _row("floor", 0, mixed(train)[:samples], test, place)
+    return _row("floor", 0, mixed(train, samples), test, place)
 
 
 def sharpness(
@@ -75,7 +75,7 @@ def sharpness(
     if model == "glann":
         pipeline = runner.trained(changed, where, **how)
         assert pipeline.codes is not None
-        some = mixed(torch.arange(len(pipeline.codes)))[:samples]
+        some = mixed(torch.arange(len(pipeline.codes)), samples)
         made = pipeline.reconstruct(some)
         rows.append(_row("reconstructions", seed, made, test, place))
     else:

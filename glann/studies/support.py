@@ -51,7 +51,7 @@ def support(
         nearest of equally many held-out images, or None; "picture" of samples and "closest", their
         nearest pairs one above the other.
     """
-    held_out = mixed(held_out)  # fewer of them are to be of all classes
+    held_out = mixed(held_out, SCORED)
     n = min(SCORED, len(samples), len(held_out))
     real, fake = features(held_out[:n]), features(samples[:n])
     n = min(BIRTHDAY_SAMPLES, len(samples), len(held_out))
@@ -76,7 +76,7 @@ def images_row(place: Place, *, recipe: str, model: str, seed: int) -> Row:
     train, test = images_of(place, load_recipe(recipe))
     features = make_features("auto", train=train, test=test, device=place.device)
     if model == "floor":
-        made = mixed(train.images)[: len(test)]
+        made = mixed(train.images, len(test))
     else:
         made = trained(place, recipe, model, seed).sample(len(test), SAMPLE_SEED)
     return support(place, made, test.images, features)

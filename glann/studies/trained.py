@@ -63,9 +63,9 @@ def name_of(row: Row) -> str:
     return LABELS[row["model"]]
 
 
-def mixed(items: torch.Tensor) -> torch.Tensor:
-    """The same ones in an order of chance, so that the first of them are of all classes."""
-    return items[permutation(0, "floor", 0, len(items))]
+def mixed(items: torch.Tensor, n: int) -> torch.Tensor:
+    """`n` of the items at the most, in an order of chance: the first may be of one class."""
+    return items[permutation(0, "floor", 0, len(items))[:n]]
 
 
 def images_of(place: Place, recipe: Recipe) -> tuple[Images, Images]:
