@@ -13,6 +13,8 @@ from click.testing import CliRunner
 
 from glann import cli, comparison, runner, storage
 from glann.baselines import MODELS
+from glann.comparison.budgets import with_budget
+from glann.comparison.results import identity_of
 from glann.data import Data, Images, load
 from glann.density import Mixture
 from glann.errors import GlannError
@@ -166,8 +168,8 @@ def test_a_budget_keeps_the_proportions_of_the_recipe(loss, tmp_path):
     finetune = {"epochs": 1, "batch_size": 32}
     recipe = make_recipe("tiny", CONTENT | {"glo": glo, "finetune": finetune})
     train = load(recipe.data, None)
-    short = comparison.with_budget(recipe, 0.5, tmp_path, train, "cpu")
-    long = comparison.with_budget(recipe, 50, tmp_path, train, "cpu")
+    short = with_budget(recipe, 0.5, tmp_path, train, "cpu")
+    long = with_budget(recipe, 50, tmp_path, train, "cpu")
     for change in (short, long):
         grown = change.glo.epochs / recipe.glo.epochs
         assert change.imle.epochs / recipe.imle.epochs == pytest.approx(grown, rel=0.05)
@@ -246,7 +248,7 @@ def test_where_things_lie_makes_no_other_rows():
         make_recipe("x", {"glo": glo})
         for glo in ({}, {"codes_on": "disk"}, {"vgg_weights": "a"}, {"epochs": 5})
     ]
-    here, disk, weights, longer = (comparison._identity(recipe, "glann") for recipe in recipes)
+    here, disk, weights, longer = (identity_of(recipe, "glann") for recipe in recipes)
     assert here == disk == weights
     assert here != longer
 

@@ -6,13 +6,8 @@ compare/results.json                        a row for each model and seed, writt
 compare/results.csv  results.md  report.html  samples/  closest/
 """
 
-import copy
 import dataclasses
-import functools
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +15,22 @@ import torch
 
 from glann import runner, storage
 from glann.baselines import MODELS
+from glann.comparison.budgets import with_budget
+from glann.comparison.results import Results, Row, identity_of, read_results
 from glann.data import Data, Images, load, read_images
 from glann.density import Gaussian
-from glann.devices import pick_device
 from glann.errors import GlannError, NotFinite
 from glann.evaluation.features import make_features
 from glann.evaluation.scores import Protocol
-from glann.glo import PLACES
 from glann.images import save_grid
 from glann.imle import IMLE
-from glann.metric import image_metric
-from glann.networks import to_sphere
 from glann.pipeline import GLANN, sampler_name
 from glann.recipes import Recipe
-from glann.report import write_report
 from glann.report.studies import sections_in
 from glann.storage import fingerprint
 from glann.training import SNAPSHOT, read_snapshots
 
 Say = Callable[[str], object]
-Row = dict[str, Any]
-
-FORMAT = 2
-"""Version of the rows: of their names and of how their numbers come about."""
 
 SAMPLE_SEED = 0
 """Of the samples that are scored and shown, the same for every model and every training seed."""
@@ -120,7 +108,7 @@ def compare(
         seeded = dataclasses.replace(recipe, seed=seed)
         run = folder if seed == recipe.seed else folder / "seeds" / str(seed)
         for model in ("glann", *recipe.compare.models):
-            identity = _identity(seeded, model)
+            identity = identity_of(seeded, model)
             if not results.has(identity):
                 results.add(identity, _trained_rows(seeded, model, run, results, how))
             for row in results.of(identity):
@@ -194,7 +182,7 @@ def evaluate(
     """
     pipeline = given = None
     if folder is not None:
-        _check_results(folder)
+        read_results(folder)
     if target is not None:
         pipeline = GLANN.load(target, device)
         shape = pipeline.image_shape
@@ -362,7 +350,7 @@ def _parameters(pipeline: GLANN) -> int:
 
 
 def _trained_rows(
-    recipe: Recipe, model: str, run: Path, results: "Results", how: dict[str, Any]
+    recipe: Recipe, model: str, run: Path, results: Results, how: dict[str, Any]
 ) -> list[Row]:
     """Train a model if it isn't yet, and score it."""
     protocol = results.protocol
@@ -417,186 +405,3 @@ def _curve(pipeline: GLANN, parts: list[Path], protocol: Protocol) -> list[dict[
         seconds = sum(storage.read_manifest(stage)["seconds"] for stage in parts)
         points.append({"seconds": seconds, "fid": fid})
     return points
-
-
-# ---------------------------------------------------------------------- results
-
-
-def _identity(recipe: Recipe, model: str) -> str:
-    """What a model's rows depend on besides the protocol: its settings and its seed."""
-    sections = recipe.sections()
-    wanted = ("data", "glo", "imle", "finetune") if model == "glann" else ("data", model)
-    settings = {key: sections[key] for key in wanted if key in sections}
-    if "glo" in settings:
-        settings["glo"] = {k: v for k, v in settings["glo"].items() if k not in PLACES}
-    return _digest({"model": model, "seed": recipe.seed, **settings})
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _check_results(folder: Path) -> Any:
-    """What a folder's results.json holds, None if there is none; GlannError if it isn't ours."""
-    path = folder / "results.json"
-    if folder.exists() and not folder.is_dir():
-        raise GlannError(f"{folder} is a file; wanted a folder for the results")
-    there = storage.read_json(path) if path.is_file() else None
-    try:
-        if there is not None:
-            (there["protocol"]["key"], [row["identity"] for row in there["rows"]])
-    except (KeyError, TypeError) as error:
-        raise GlannError(
-            f"{path} is not what glann wrote; choose another folder, or move it away"
-        ) from error
-    return there
-
-
-class Results:
-    """The rows of a comparison, kept in `folder`/results.json; the report follows each change."""
-
-    def __init__(
-        self,
-        folder: Path,
-        recipe: str,
-        settings: dict[str, Any],
-        protocol: Protocol,
-        command: str,
-        budget: str,
-    ) -> None:
-        self.folder, self.protocol = folder, protocol
-        described = protocol.describe()
-        self._key = _digest({"format": FORMAT, **described})
-        self._content: dict[str, Any] = {
-            "recipe": recipe,
-            "command": command,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "environment": runner.environment(str(protocol.features.device)),
-            "settings": settings,
-            "protocol": {**described, "key": self._key, "budget": budget},
-            "rows": [],
-        }
-        path = folder / "results.json"
-        if path.is_file():
-            there = _check_results(folder)
-            if there["protocol"]["key"] == self._key:
-                self._content["rows"] = there["rows"]
-            else:  # numbers of other images or features don't compare with these, but cost work
-                storage.write_json(folder / f"results-{there['protocol']['key']}.json", there)
-
-    def of(self, identity: str) -> list[Row]:
-        """The rows of one model with one seed."""
-        return [row for row in self._content["rows"] if row["identity"] == identity]
-
-    def has(self, identity: str) -> bool:
-        """Whether there are any."""
-        return bool(self.of(identity))
-
-    def add(self, identity: str, rows: list[Row]) -> None:
-        """Put rows in, in the place of older ones of these models and seeds, and write all."""
-        marked = [row | {"identity": identity} for row in rows]
-        replaced = {(row["model"], row["seed"]) for row in marked}
-        kept = [r for r in self._content["rows"] if (r["model"], r["seed"]) not in replaced]
-        self._content["rows"] = [*kept, *marked]
-        self.write()
-
-    def write(self, studies: Sequence[str] = ()) -> None:
-        """Write results.json and the report, with sections of studies at its end."""
-        storage.write_json(self.folder / "results.json", self._content)
-        write_report(self._content, self.folder, studies)
-
-
-# ---------------------------------------------------------------------- budgets
-
-
-def with_budget(recipe: Recipe, seconds: float, folder: Path, train: Images, device: str) -> Recipe:
-    """The recipe with each model's length changed so that it trains for about `seconds`.
-
-    Each is tried for a moment first; the lengths are written into `folder`, so that the same call
-    goes on with the same ones.
-    """
-    path = folder / f"lengths-{seconds:g}.json"
-    lengths = storage.read_json(path) if path.is_file() else {}
-    for name in ("glann", *recipe.compare.models):
-        if name not in lengths:
-            length = _glann_lengths if name == "glann" else functools.partial(_images_seen, name)
-            lengths[name] = length(recipe, seconds, train.images, device)
-            storage.write_json(path, lengths)
-    glo, imle, finetune = copy.copy(recipe.glo), copy.copy(recipe.imle), copy.copy(recipe.finetune)
-    own = lengths["glann"]
-    glo.epochs, glo.feature_images = own["glo"], own.get("features", glo.feature_images)
-    if isinstance(imle, IMLE):
-        imle.epochs = own["imle"]
-    if finetune is not None:
-        finetune.epochs = own["finetune"]
-    baselines = dict(recipe.baselines)
-    for name in recipe.compare.models:
-        baselines[name] = copy.copy(baselines[name])
-        baselines[name].images_seen = lengths[name]
-    return dataclasses.replace(recipe, glo=glo, imle=imle, finetune=finetune, baselines=baselines)
-
-
-TRIAL = 30
-"""Batches of a trial."""
-
-
-def _images_seen(
-    name: str, recipe: Recipe, seconds: float, images: torch.Tensor, device: str
-) -> int:
-    """How many images a baseline sees in that time."""
-    sampler = copy.copy(recipe.baselines[name])
-    sampler.images_seen = TRIAL * sampler.batch_size
-    rate = sampler.images_seen / sampler.fit(images, device=device).seconds_
-    return max(sampler.batch_size, round(rate * seconds))
-
-
-def _glann_lengths(
-    recipe: Recipe, seconds: float, images: torch.Tensor, device: str
-) -> dict[str, float]:
-    """Epochs of GLANN's parts, and images that features are learned from, in that time.
-
-    They keep the recipe's proportions: from each one's speed it is found how long the recipe takes,
-    and all are made longer or shorter alike.
-    """
-    n = len(images)
-    glo, imle, finetune = copy.copy(recipe.glo), copy.copy(recipe.imle), copy.copy(recipe.finetune)
-    some = images[: max(2 * glo.batch_size, min(n, TRIAL * glo.batch_size))]
-    glo.epochs, glo.codes_on = 1, "memory"  # it has no folder, and few codes
-    lengths = {"glo": recipe.glo.epochs}
-    took = {}  # seconds, at the recipe's length
-    learned = 0.0
-    if glo.loss == "contrastive":
-        lengths["features"] = min(recipe.glo.feature_images, 2 * recipe.glo.epochs * n)
-        _, learned, _ = glo.learn_features(some, recipe.seed, pick_device(device), None, False)
-        took["features"] = learned * lengths["features"] / min(glo.feature_images, 2 * len(some))
-    own = max(0.0, glo.fit(some, device=device).seconds_ - learned)
-    took["glo"] = own * lengths["glo"] * n / len(some)
-    if isinstance(imle, IMLE):
-        lengths["imle"] = imle.epochs
-        codes = to_sphere(torch.randn(n, glo.code_dim))
-        matched, kept = (
-            dataclasses.replace(imle, epochs=epochs).fit(codes, device=device).seconds_
-            for epochs in (0.01, imle.keep)
-        )
-        again = max(0, imle.epochs / imle.keep - 1)  # matchings after the first
-        took["imle"] = max(0.0, kept - matched) * imle.epochs / imle.keep + matched * again
-        start = time.monotonic()
-        if imle.metric == "images":
-            image_metric(glo.generator_, codes, device=device)
-        first = matched + time.monotonic() - start  # in any length
-        seconds = max(seconds / 10, seconds - first)
-    if finetune is not None:
-        lengths["finetune"], finetune.epochs = finetune.epochs, 1
-        finetune.fit(
-            *(some, glo.codes_, glo.generator_),
-            samples=glo.codes_,
-            like=glo,
-            features=glo.features_,
-            device=device,
-        )
-        took["finetune"] = finetune.seconds_ * lengths["finetune"] * n / len(some)
-    change = seconds / max(1e-3, sum(took.values()))
-    lengths = {part: max(0.01, round(change * length, 3)) for part, length in lengths.items()}
-    if "features" in lengths:
-        lengths["features"] = max(1, round(lengths["features"]))
-    return lengths
