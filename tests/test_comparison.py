@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from glann import cli, comparison, runner, storage
 from glann.baselines import MODELS
 from glann.comparison.budgets import with_budget
-from glann.comparison.results import identity_of
+from glann.comparison.results import identity_of, keys_of
 from glann.data import Data, Images, load
 from glann.density import Mixture
 from glann.errors import GlannError
@@ -259,6 +260,35 @@ def test_rows_on_other_features_are_put_aside(done, tmp_path):
     assert {row["features"] for row in results["rows"]} == {"random"}
     (aside,) = (tmp_path / "x/compare").glob("results-*.json")
     assert json.loads(aside.read_text())["rows"] == done[1]["rows"]
+
+
+def test_rows_scored_against_other_images_are_other_rows():
+    train, test = digits("train", 300), digits("test", 120)
+    others, more = digits("test", 130).images[10:], digits("train", 400)
+    others = dataclasses.replace(test, images=others, fingerprint=storage.fingerprint(others))
+    of_pixels, of_labels = (
+        make_features(kind, train=train, test=test) for kind in ("pixels", "classifier")
+    )
+    keys = [
+        keys_of(Protocol(train, held_out, of_pixels, 100, whole))
+        for held_out, whole in ((test, None), (others, None), (test, more), (None, None))
+    ]
+    assert len({tuple(each) for each in keys}) == 4
+    # Earlier versions' keys say it only where a classifier's accuracy is part of them.
+    assert [len(each) for each in keys] == [1] * 4
+    assert len(keys_of(Protocol(train, test, of_labels, 100))) == 2
+
+
+def test_results_that_ship_can_be_gone_on_with():
+    """A test of the key that earlier versions gave: the baselines' rows took days."""
+    shipped = Path(__file__).parents[1] / "pipelines/results/mnist-short/results.json"
+    said = json.loads(shipped.read_text())["protocol"]
+    key = said.pop("key")
+    del said["budget"]
+    also = {"test_fingerprint": "t", "whole_fingerprint": "w"}
+    features = SimpleNamespace(accuracy=said["features"]["accuracy"])
+    protocol = SimpleNamespace(describe=lambda: said | also, features=features)
+    assert keys_of(protocol)[1] == key
 
 
 def test_a_training_that_diverges_is_a_row_and_the_others_go_on(tmp_path):

@@ -35,6 +35,20 @@ def digest_of(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def keys_of(protocol: Protocol) -> list[str]:
+    """What rows by this protocol are known by; then what earlier versions called it, if anything.
+
+    These did not say which the test images are.  A classifier does, by its accuracy on them, as
+    its weights do of the images that it has learned: only with one their rows are trusted.
+    """
+    described = protocol.describe()
+    keys = [digest_of({"format": FORMAT, **described})]
+    if protocol.features.accuracy is not None:
+        del described["test_fingerprint"], described["whole_fingerprint"]
+        keys.append(digest_of({"format": FORMAT, **described}))
+    return keys
+
+
 def read_results(folder: Path) -> Any:
     """What a folder's results.json holds, None if there is none; GlannError if it isn't ours."""
     path = folder / "results.json"
@@ -64,21 +78,20 @@ class Results:
         budget: str,
     ) -> None:
         self.folder, self.protocol = folder, protocol
-        described = protocol.describe()
-        self._key = digest_of({"format": FORMAT, **described})
+        keys = keys_of(protocol)
         self._content: dict[str, Any] = {
             "recipe": recipe,
             "command": command,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "environment": runner.environment(str(protocol.features.device)),
             "settings": settings,
-            "protocol": {**described, "key": self._key, "budget": budget},
+            "protocol": {**protocol.describe(), "key": keys[0], "budget": budget},
             "rows": [],
         }
         path = folder / "results.json"
         if path.is_file():
             there = read_results(folder)
-            if there["protocol"]["key"] == self._key:
+            if there["protocol"]["key"] in keys:
                 self._content["rows"] = there["rows"]
             else:  # numbers of other images or features don't compare with these, but cost work
                 storage.write_json(folder / f"results-{there['protocol']['key']}.json", there)

@@ -92,7 +92,7 @@ class Protocol:
                 f"training and {0 if test is None else len(test)} for testing; wanted at least "
                 f"{FEWEST}. Give more images, or hold out more (data.test_fraction)"
             )
-        self.train, self.whole, self.features = train, whole, features
+        self.train, self.test, self.whole, self.features = train, test, whole, features
         self.rows = torch.arange(self.n) % len(train) if self.few else order[: self.n]
         if test is None:
             order = torch.cat([order[: self.n], order[2 * self.n :]])
@@ -170,6 +170,8 @@ class Protocol:
             "split": self.split,
             "floors": len(self.draws),
             "fingerprint": self.train.fingerprint,
+            "test_fingerprint": None if self.test is None else self.test.fingerprint,
+            "whole_fingerprint": self.whole.fingerprint,
             "image_shape": list(self.train.images.shape[1:]),
             "features": self.features.describe(),
             **({"notes": [note]} if self.few else {}),
