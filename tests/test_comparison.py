@@ -244,6 +244,29 @@ def test_other_settings_are_trained_anew(done, tmp_path):
     assert len(rows) == len(before)
 
 
+def test_a_mean_is_over_seeds_of_the_same_settings(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "x")
+    two, _, _ = run(tmp_path / "x", recipe_with(models=["vae"], seeds=2))
+    for part in ("baselines/vae", "seeds"):
+        shutil.rmtree(tmp_path / "x" / part)
+    content = CONTENT | {"vae": {"images_seen": 900}}
+    results, _, _ = run(tmp_path / "x", make_recipe("tiny", content))
+    rows, before = rows_of(results), rows_of(two)
+    assert before.keys() - rows.keys() == {("vae", 1)}
+    assert rows["vae", 0]["identity"] != before["vae", 0]["identity"]
+    assert rows["glann", 1] == before["glann", 1]
+
+
+def test_a_training_that_fails_takes_its_references_along(done, tmp_path):
+    shutil.copytree(done[0] / "compare", tmp_path / "compare")
+    content = CONTENT | {"imle": {**CONTENT["imle"], "lr": 1e30}}
+    results, _, _ = run(tmp_path, make_recipe("tiny", content))
+    rows, before = rows_of(results), rows_of(done[1])
+    assert "failed" in rows["glann", 0]
+    stages = {(model, 0) for model in ("reconstructions", "gaussian", "mixture")}
+    assert before.keys() - rows.keys() == stages
+
+
 def test_where_things_lie_makes_no_other_rows():
     recipes = [
         make_recipe("x", {"glo": glo})
@@ -463,6 +486,23 @@ def test_evaluate_a_run_gives_the_comparisons_rows(done, tmp_path):
     for row in rows:
         assert row["fid"] == wanted[row["model"], 0]["fid"]
     assert (tmp_path / "report.html").is_file()
+
+
+def test_evaluate_shows_nothing_of_what_was_scored_before(done, tmp_path):
+    shutil.copytree(done[0] / "pipeline", tmp_path / "alone")
+    for target in (done[0], tmp_path / "alone"):
+        how = {"features": "pixels", "progress": False, "folder": tmp_path / "scores"}
+        rows = comparison.evaluate(str(target), **how)
+        written = json.loads((tmp_path / "scores/results.json").read_text())["rows"]
+        assert [row["model"] for row in written] == [row["model"] for row in rows]
+
+
+def test_evaluate_leaves_a_comparison_alone(done, tmp_path):
+    shutil.copytree(done[0] / "compare", tmp_path / "compare")
+    before = (tmp_path / "compare/results.json").read_bytes()
+    with pytest.raises(GlannError, match="choose another folder"):
+        comparison.evaluate(str(done[0]), progress=False, folder=tmp_path / "compare")
+    assert (tmp_path / "compare/results.json").read_bytes() == before
 
 
 def test_evaluate_a_baseline(done):

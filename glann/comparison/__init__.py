@@ -16,7 +16,7 @@ import torch
 from glann import runner, storage
 from glann.baselines import MODELS
 from glann.comparison.budgets import with_budget
-from glann.comparison.results import Results, Row, identity_of, read_results
+from glann.comparison.results import EVALUATED, Results, Row, read_results
 from glann.data import Data, Images, load, read_images
 from glann.density import Gaussian
 from glann.errors import GlannError, NotFinite
@@ -76,7 +76,8 @@ def compare(
     """Train what is missing, score everything, write the report; returns its path.
 
     Rows that are in results.json already, of the same settings, images and features, are kept, so
-    that the same call goes on where it was stopped, and models and seeds can be added.
+    that the same call goes on where it was stopped, and models and seeds can be added.  Those of
+    other models are kept, too; those of other settings until the model has new ones.
 
     Args:
         recipe: what to compare, in its [compare] section, and how each model is trained.
@@ -102,16 +103,16 @@ def compare(
     how: dict[str, Any] = {"data": data, "device": device, "progress": progress, "say": say}
     settings = recipe.sections()
     results = Results(folder / "compare", recipe.name, settings, protocol, command, budget)
-    if not results.has("floor"):
-        results.add("floor", real_rows(protocol, results.folder))
+    results.resume()
+    if not results.of(recipe, "floor"):
+        results.add(recipe, "floor", real_rows(protocol, results.folder))
     for seed in range(recipe.seed, recipe.seed + recipe.compare.seeds):
         seeded = dataclasses.replace(recipe, seed=seed)
         run = folder if seed == recipe.seed else folder / "seeds" / str(seed)
         for model in ("glann", *recipe.compare.models):
-            identity = identity_of(seeded, model)
-            if not results.has(identity):
-                results.add(identity, _trained_rows(seeded, model, run, results, how))
-            for row in results.of(identity):
+            if not results.of(seeded, model):
+                results.add(seeded, model, _trained_rows(seeded, model, run, results, how))
+            for row in results.of(seeded, model):
                 say(sentence(row))
     results.write(sections_in(folder.parent))
     return results.folder / "report.html"
@@ -182,7 +183,7 @@ def evaluate(
     """
     pipeline = given = None
     if folder is not None:
-        read_results(folder)
+        _refuse_comparison(folder)
     if target is not None:
         pipeline = GLANN.load(target, device)
         shape = pipeline.image_shape
@@ -222,8 +223,19 @@ def evaluate(
         rows.append(_scored(_row("fake", 0, protocol), given, protocol, folder))
     if folder is not None:
         results = Results(folder, train.source, {}, protocol, command, "")
-        results.add("evaluate", rows)
+        results.rows = [row | {"identity": EVALUATED} for row in rows]
+        results.write()
     return rows
+
+
+def _refuse_comparison(folder: Path) -> None:
+    """GlannError if a folder's rows are not `evaluate`'s, which it would throw away."""
+    there = read_results(folder) or {"rows": []}
+    if any(row["identity"] != EVALUATED for row in there["rows"]):
+        raise GlannError(
+            f"{folder} holds the rows of a comparison, whose place these would take; choose "
+            "another folder"
+        )
 
 
 def load_test(data: Data, path: str | None = None) -> Images | None:

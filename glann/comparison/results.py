@@ -1,5 +1,6 @@
 """The rows of a comparison on the disk: what they depend on, and which are kept."""
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -19,15 +20,31 @@ Row = dict[str, Any]
 FORMAT = 2
 """Version of the rows: of their names and of how their numbers come about."""
 
+TOGETHER = {
+    "floor": ("floor", "copies"),
+    "glann": ("reconstructions", "gaussian", "mixture", "glann"),
+}
+"""Rows that come and go together, by whose they are."""
 
-def identity_of(recipe: Recipe, model: str) -> str:
-    """What a model's rows depend on besides the protocol: its settings and its seed."""
+EVALUATED = "evaluate"
+"""The identity of rows that `glann evaluate` wrote."""
+
+
+def settings_of(recipe: Recipe, model: str) -> dict[str, Any]:
+    """The sections that a model's training depends on, without what is nothing to it."""
     sections = recipe.sections()
     wanted = ("data", "glo", "imle", "finetune") if model == "glann" else ("data", model)
     settings = {key: sections[key] for key in wanted if key in sections}
     if "glo" in settings:
         settings["glo"] = {k: v for k, v in settings["glo"].items() if k not in PLACES}
-    return digest_of({"model": model, "seed": recipe.seed, **settings})
+    return settings
+
+
+def identity_of(recipe: Recipe, model: str) -> str:
+    """What a model's rows depend on besides the protocol: its settings and its seed."""
+    if model == "floor":
+        return model
+    return digest_of({"model": model, "seed": recipe.seed, **settings_of(recipe, model)})
 
 
 def digest_of(content: object) -> str:
@@ -66,7 +83,10 @@ def read_results(folder: Path) -> Any:
 
 
 class Results:
-    """The rows of a comparison, kept in `folder`/results.json; the report follows each change."""
+    """The rows of a comparison, kept in `folder`/results.json; the report follows each change.
+
+    There are none at first: see `resume`.
+    """
 
     def __init__(
         self,
@@ -78,41 +98,51 @@ class Results:
         budget: str,
     ) -> None:
         self.folder, self.protocol = folder, protocol
-        keys = keys_of(protocol)
-        self._content: dict[str, Any] = {
+        self.rows: list[Row] = []
+        self._keys = keys_of(protocol)
+        self._about = {
             "recipe": recipe,
             "command": command,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "environment": runner.environment(str(protocol.features.device)),
             "settings": settings,
-            "protocol": {**protocol.describe(), "key": keys[0], "budget": budget},
-            "rows": [],
+            "protocol": {**protocol.describe(), "key": self._keys[0], "budget": budget},
         }
-        path = folder / "results.json"
-        if path.is_file():
-            there = read_results(folder)
-            if there["protocol"]["key"] in keys:
-                self._content["rows"] = there["rows"]
-            else:  # numbers of other images or features don't compare with these, but cost work
-                storage.write_json(folder / f"results-{there['protocol']['key']}.json", there)
 
-    def of(self, identity: str) -> list[Row]:
-        """The rows of one model with one seed."""
-        return [row for row in self._content["rows"] if row["identity"] == identity]
+    def resume(self) -> None:
+        """Go on with the rows that are there, if they were scored by this protocol."""
+        there = read_results(self.folder)
+        if there is None:
+            return
+        if there["protocol"]["key"] in self._keys:
+            self.rows = there["rows"]
+        else:  # numbers of other images or features don't compare with these, but cost work
+            storage.write_json(self.folder / f"results-{there['protocol']['key']}.json", there)
 
-    def has(self, identity: str) -> bool:
-        """Whether there are any."""
-        return bool(self.of(identity))
+    def of(self, recipe: Recipe, model: str) -> list[Row]:
+        """The rows of a model by a recipe, of its seed."""
+        identity = identity_of(recipe, model)
+        return [row for row in self.rows if row["identity"] == identity]
 
-    def add(self, identity: str, rows: list[Row]) -> None:
-        """Put rows in, in the place of older ones of these models and seeds, and write all."""
-        marked = [row | {"identity": identity} for row in rows]
-        replaced = {(row["model"], row["seed"]) for row in marked}
-        kept = [r for r in self._content["rows"] if (r["model"], r["seed"]) not in replaced]
-        self._content["rows"] = [*kept, *marked]
+    def add(self, recipe: Recipe, model: str, rows: list[Row]) -> None:
+        """Put a model's rows by a recipe in, of its seed, and write all.
+
+        They take the place of all that came with the model before, of this seed, and of other
+        seeds with other settings: a mean over seeds is of one model.
+        """
+        own = TOGETHER.get(model, (model,))
+
+        def stays(row: Row) -> bool:
+            seeded = dataclasses.replace(recipe, seed=row["seed"])
+            same = row["identity"] == identity_of(seeded, model)
+            return row["model"] not in own or (same and row["seed"] != recipe.seed)
+
+        identity = identity_of(recipe, model)
+        self.rows = [*filter(stays, self.rows), *(row | {"identity": identity} for row in rows)]
         self.write()
 
     def write(self, studies: Sequence[str] = ()) -> None:
         """Write results.json and the report, with sections of studies at its end."""
-        storage.write_json(self.folder / "results.json", self._content)
-        write_report(self._content, self.folder, studies)
+        content = {**self._about, "rows": self.rows}
+        storage.write_json(self.folder / "results.json", content)
+        write_report(content, self.folder, studies)
