@@ -60,6 +60,10 @@ def done(tmp_path_factory):
     return folder, results, report, said
 
 
+def never(*arguments, **options):
+    raise AssertionError("this was done already")
+
+
 def rows_of(results):
     return {(row["model"], row["seed"]): row for row in results["rows"]}
 
@@ -197,9 +201,6 @@ def test_again_trains_and_scores_nothing(done, tmp_path, monkeypatch):
     folder = tmp_path / "again"
     shutil.copytree(done[0], folder)
 
-    def never(*arguments, **options):
-        raise AssertionError("this was done already")
-
     monkeypatch.setattr(comparison, "pipeline_rows", never)
     monkeypatch.setattr(runner, "train_baseline", never)
     monkeypatch.setattr(runner, "trained", never)
@@ -277,12 +278,20 @@ def test_where_things_lie_makes_no_other_rows():
     assert here != longer
 
 
-def test_rows_on_other_features_are_put_aside(done, tmp_path):
-    shutil.copytree(done[0], tmp_path / "x")
-    results, _, _ = run(tmp_path / "x", recipe_with(features="random"))
-    assert {row["features"] for row in results["rows"]} == {"random"}
-    (aside,) = (tmp_path / "x/compare").glob("results-*.json")
+def test_rows_on_other_features_are_put_aside_until_these_come_again(done, tmp_path, monkeypatch):
+    folder = tmp_path / "x"
+    shutil.copytree(done[0], folder)
+    others, _, _ = run(folder, recipe_with(features="random"))
+    assert {row["features"] for row in others["rows"]} == {"random"}
+    (aside,) = (folder / "compare").glob("results-*.json")
     assert json.loads(aside.read_text())["rows"] == done[1]["rows"]
+    near = rows_of(others)["vae", 0]["closest"]
+    assert near != rows_of(done[1])["vae", 0]["closest"]
+    assert (folder / "compare" / near).is_file()
+
+    monkeypatch.setattr(comparison, "pipeline_rows", never)
+    for kind, wanted in (("pixels", done[1]), ("random", others), ("pixels", done[1])):
+        assert run(folder, recipe_with(features=kind))[0]["rows"] == wanted["rows"]
 
 
 def test_rows_scored_against_other_images_are_other_rows():

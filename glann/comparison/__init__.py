@@ -3,6 +3,7 @@
 runs/NAME/
 glo/  imle/  pipeline/  baselines/          the recipe's own seed; seeds/S/ the same for a seed S
 compare/results.json                        a row for each model and seed, written as they come
+compare/results-KEY.json                    those by another protocol, until it comes again
 compare/results.csv  results.md  report.html  samples/  closest/
 """
 
@@ -347,8 +348,9 @@ def _pictures(
     save_grid(images[:SHOWN], folder / "samples" / name, columns=8)
     if closest is None:
         return {"samples": f"samples/{name}"}
-    save_grid(closest, folder / "closest" / name, columns=8)
-    return {"samples": f"samples/{name}", "closest": f"closest/{name}"}
+    near = f"closest/{row['features']}/{name}"  # other features find others
+    save_grid(closest, folder / near, columns=8)
+    return {"samples": f"samples/{name}", "closest": near}
 
 
 def _parameters(pipeline: GLANN) -> int:

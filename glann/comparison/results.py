@@ -66,9 +66,9 @@ def keys_of(protocol: Protocol) -> list[str]:
     return keys
 
 
-def read_results(folder: Path) -> Any:
+def read_results(folder: Path, name: str = "results.json") -> Any:
     """What a folder's results.json holds, None if there is none; GlannError if it isn't ours."""
-    path = folder / "results.json"
+    path = folder / name
     if folder.exists() and not folder.is_dir():
         raise GlannError(f"{folder} is a file; wanted a folder for the results")
     there = storage.read_json(path) if path.is_file() else None
@@ -110,14 +110,18 @@ class Results:
         }
 
     def resume(self) -> None:
-        """Go on with the rows that are there, if they were scored by this protocol."""
+        """Go on with the rows that were scored by this protocol.
+
+        Others don't compare with them, but cost work: they are put aside, as results-KEY.json,
+        until somebody scores by theirs again.
+        """
         there = read_results(self.folder)
-        if there is None:
-            return
-        if there["protocol"]["key"] in self._keys:
-            self.rows = there["rows"]
-        else:  # numbers of other images or features don't compare with these, but cost work
+        if there is not None and there["protocol"]["key"] not in self._keys:
             storage.write_json(self.folder / f"results-{there['protocol']['key']}.json", there)
+            aside = (read_results(self.folder, f"results-{key}.json") for key in self._keys)
+            there = next(filter(None, aside), None)
+        if there is not None:
+            self.rows = there["rows"]
 
     def of(self, recipe: Recipe, model: str) -> list[Row]:
         """The rows of a model by a recipe, of its seed."""
