@@ -268,6 +268,16 @@ def test_a_training_that_fails_takes_its_references_along(done, tmp_path):
     assert before.keys() - rows.keys() == stages
 
 
+def test_a_pipeline_that_was_saved_anew_is_scored_anew(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "x")
+    recipe = recipe_with()
+    runner.train_imle(recipe, tmp_path / "x", details=20, progress=False)
+    after, before = rows_of(run(tmp_path / "x", recipe)[0]), rows_of(done[1])
+    assert after["glann", 0]["parameters"] < before["glann", 0]["parameters"]
+    assert after["glann", 0]["fid"] != before["glann", 0]["fid"]
+    assert after["vae", 0] == before["vae", 0]
+
+
 def test_where_things_lie_makes_no_other_rows():
     recipes = [
         make_recipe("x", {"glo": glo})

@@ -17,7 +17,7 @@ import torch
 from glann import runner, storage
 from glann.baselines import MODELS
 from glann.comparison.budgets import with_budget
-from glann.comparison.results import EVALUATED, Results, Row, read_results
+from glann.comparison.results import EVALUATED, Results, Row, digest_of, read_results
 from glann.data import Data, Images, load, read_images
 from glann.density import Gaussian
 from glann.errors import GlannError, NotFinite
@@ -111,7 +111,7 @@ def compare(
         seeded = dataclasses.replace(recipe, seed=seed)
         run = folder if seed == recipe.seed else folder / "seeds" / str(seed)
         for model in ("glann", *recipe.compare.models):
-            if not results.of(seeded, model):
+            if not _up_to_date(results.of(seeded, model), model, run):
                 results.add(seeded, model, _trained_rows(seeded, model, run, results, how))
             for row in results.of(seeded, model):
                 say(sentence(row))
@@ -382,7 +382,26 @@ def _trained_rows(
     rows = pipeline_rows(pipeline, recipe.seed, protocol, results.folder, model, place)
     curve = _curve(pipeline, parts, protocol)
     rows[-1] |= _effort(parts) | {"curve": curve, "curve_samples": SNAPSHOT}
+    if model == "glann":
+        rows[-1]["pipeline"] = _saved(run)
     return rows
+
+
+def _up_to_date(rows: list[Row], model: str, run: Path) -> bool:
+    """Whether there are rows, of what is in the run now if it still has anything.
+
+    The same training may be saved anew with fewer details, or in half precision.
+    """
+    now = _saved(run) if model == "glann" else None
+    return bool(rows) and (now is None or now == rows[-1].get("pipeline"))
+
+
+def _saved(run: Path) -> str | None:
+    """A short name of what is in the files of a run's pipeline; None if there is none."""
+    if not storage.is_saved(run / "pipeline"):
+        return None
+    files = storage.read_manifest(run / "pipeline", "pipeline")["files"]
+    return digest_of({part: file["sha256"] for part, file in files.items()})
 
 
 def _effort(parts: Iterable[Path]) -> dict[str, Any]:
