@@ -278,6 +278,23 @@ def test_a_pipeline_that_was_saved_anew_is_scored_anew(done, tmp_path):
     assert after["vae", 0] == before["vae", 0]
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_two_comparisons_in_a_folder_would_lose_each_others_rows(done, tmp_path, restart):
+    shutil.copytree(done[0] / "compare", tmp_path / "compare")
+    with storage.alone(tmp_path, "compare"), pytest.raises(GlannError, match="another process"):
+        run(tmp_path, restart=restart)
+    assert json.loads((tmp_path / "compare/results.json").read_text()) == done[1]
+
+
+def test_restart_scores_anew(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "x")
+    (tmp_path / "x/compare/old.txt").touch()
+    results, _, _ = run(tmp_path / "x", recipe_with(models=[]), restart=True)
+    assert {row["model"] for row in results["rows"]}.isdisjoint({"ns-gan", "vae"})
+    assert not (tmp_path / "x/compare/old.txt").exists()
+    assert rows_of(results)["glann", 0] == rows_of(done[1])["glann", 0]
+
+
 def test_where_things_lie_makes_no_other_rows():
     recipes = [
         make_recipe("x", {"glo": glo})

@@ -1,7 +1,6 @@
 """Commands that score: one sampler, or GLANN beside baselines."""
 
 import json
-import shutil
 from pathlib import Path
 
 import click
@@ -163,8 +162,6 @@ def compare(
     if budget_seconds is not None:
         usual = usual.with_name(f"{usual.name}-{budget_seconds:g}s")
     folder = run or usual
-    if restart:
-        shutil.rmtree(folder / "compare", ignore_errors=True)
     report = comparison.compare(
         resolved,
         folder,
@@ -172,6 +169,7 @@ def compare(
         data=data,
         device=device,
         progress=not quiet,
+        restart=restart,
         budget_seconds=budget_seconds,
         weights=weights,
         say=click.echo,

@@ -8,6 +8,7 @@ compare/results.csv  results.md  report.html  samples/  closest/
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def compare(
     data: str | None = None,
     device: str = "auto",
     progress: bool = True,
+    restart: bool = False,
     budget_seconds: float | None = None,
     weights: str | None = None,
     say: Say = lambda text: None,
@@ -88,6 +90,7 @@ def compare(
             defaults say.
         device: "auto", "cpu", "cuda", …
         progress: show progress on standard error.
+        restart: score all anew; what was scored is deleted, and what was trained stays.
         budget_seconds: train each model for about so long, instead of the recipe's lengths.
         weights: file with Inception's weights, for those features.
         say: called with a line of news for the user.
@@ -95,27 +98,30 @@ def compare(
     data = data or runner.known_place(recipe, folder)
     train, test = load(recipe.data, data), load_test(recipe.data, data)
     whole = load_whole(recipe.data, data)
-    kind, samples = recipe.compare.features, recipe.compare.samples
-    protocol = make_protocol(train, test, whole, kind, samples, device, progress, weights, say)
-    budget = "fixed in images seen, as the recipe says"
-    if budget_seconds is not None:
-        recipe = with_budget(recipe, budget_seconds, folder / "compare", protocol.train, device)
-        budget = f"about {budget_seconds:g} s of training for each model"
-    how: dict[str, Any] = {"data": data, "device": device, "progress": progress, "say": say}
-    settings = recipe.sections()
-    results = Results(folder / "compare", recipe.name, settings, protocol, command, budget)
-    results.resume()
-    if not results.of(recipe, "floor"):
-        results.add(recipe, "floor", real_rows(protocol, results.folder))
-    for seed in range(recipe.seed, recipe.seed + recipe.compare.seeds):
-        seeded = dataclasses.replace(recipe, seed=seed)
-        run = folder if seed == recipe.seed else folder / "seeds" / str(seed)
-        for model in ("glann", *recipe.compare.models):
-            if not _up_to_date(results.of(seeded, model), model, run):
-                results.add(seeded, model, _trained_rows(seeded, model, run, results, how))
-            for row in results.of(seeded, model):
-                say(sentence(row))
-    results.write(sections_in(folder.parent))
+    with storage.alone(folder, "compare"):
+        if restart:
+            shutil.rmtree(folder / "compare", ignore_errors=True)
+        kind, samples = recipe.compare.features, recipe.compare.samples
+        protocol = make_protocol(train, test, whole, kind, samples, device, progress, weights, say)
+        budget = "fixed in images seen, as the recipe says"
+        if budget_seconds is not None:
+            recipe = with_budget(recipe, budget_seconds, folder / "compare", protocol.train, device)
+            budget = f"about {budget_seconds:g} s of training for each model"
+        how: dict[str, Any] = {"data": data, "device": device, "progress": progress, "say": say}
+        settings = recipe.sections()
+        results = Results(folder / "compare", recipe.name, settings, protocol, command, budget)
+        results.resume()
+        if not results.of(recipe, "floor"):
+            results.add(recipe, "floor", real_rows(protocol, results.folder))
+        for seed in range(recipe.seed, recipe.seed + recipe.compare.seeds):
+            seeded = dataclasses.replace(recipe, seed=seed)
+            run = folder if seed == recipe.seed else folder / "seeds" / str(seed)
+            for model in ("glann", *recipe.compare.models):
+                if not _up_to_date(results.of(seeded, model), model, run):
+                    results.add(seeded, model, _trained_rows(seeded, model, run, results, how))
+                for row in results.of(seeded, model):
+                    say(sentence(row))
+        results.write(sections_in(folder.parent))
     return results.folder / "report.html"
 
 
