@@ -105,7 +105,8 @@ def compare(
         protocol = make_protocol(train, test, whole, kind, samples, device, progress, weights, say)
         budget = "fixed in images seen, as the recipe says"
         if budget_seconds is not None:
-            recipe = with_budget(recipe, budget_seconds, folder / "compare", protocol.train, device)
+            lengths = folder / "compare"
+            recipe = with_budget(recipe, budget_seconds, lengths, protocol.train, device, say)
             budget = f"about {budget_seconds:g} s of training for each model"
         how: dict[str, Any] = {"data": data, "device": device, "progress": progress, "say": say}
         settings = recipe.sections()
