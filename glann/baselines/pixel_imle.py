@@ -46,11 +46,11 @@ class PixelIMLE(NoiseSampler):
     name: ClassVar[str] = "pixel-imle"
 
     def _batches(self, images: torch.Tensor) -> Batches:
-        size = self._size(images)
+        size = self.matched_at_once(images)
         return Batches(size, self.batch_size, self.images_seen / size)
 
-    def _size(self, images: torch.Tensor) -> int:
-        """How many of the images are matched at a time."""
+    def matched_at_once(self, images: torch.Tensor) -> int:
+        """How many of the images, uint8 `(n, c, h, w)`, are matched at a time."""
         held = max(self.batch_size, NUMBERS_AT_ONCE // images[0].numel())
         return min(len(images), self.subset, held)
 
@@ -113,7 +113,7 @@ class PixelIMLE(NoiseSampler):
 
         The subsets go through all images before one comes again.
         """
-        n, size = len(images), self._size(images)
+        n, size = len(images), self.matched_at_once(images)
         start = matching * size
         orders = [permutation(seed, "subset", start // n + i, n) for i in range(2)]
         subset = torch.cat(orders)[start % n :][:size]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy  # noqa: F401  # torch would swallow a Ctrl-C while it imports it
 import torch
 
 from glann import runner, storage
@@ -23,7 +24,7 @@ from glann.data import Data, Images, load, read_images
 from glann.density import Gaussian
 from glann.errors import GlannError, NotFinite
 from glann.evaluation.features import make_features
-from glann.evaluation.scores import Protocol
+from glann.evaluation.scores import FEWEST, Protocol
 from glann.images import save_grid
 from glann.imle import IMLE
 from glann.pipeline import GLANN, sampler_name
@@ -201,7 +202,12 @@ def evaluate(
         shape = (int(given.shape[1]), int(given.shape[2]), int(given.shape[3]))
     if real is not None:
         found = read_images(real, size=shape[1:], channels=shape[0])
-        say(f"images    scored at {shape[1]}×{shape[2]}")
+        if len(found) < 2 * FEWEST:
+            raise GlannError(
+                f"--real {real} has {len(found)} images; wanted at least {2 * FEWEST}: one half is "
+                "to score against, the other for the floor"
+            )
+        say(f"images    scored at {shape[1]}×{shape[2]}, against half of the real ones")
         train = Images(found, None, "array", fingerprint(found), str(real), ())
         test = whole = None
     else:

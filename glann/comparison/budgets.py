@@ -91,7 +91,7 @@ def _images_seen(
 
     more = TRIAL * sampler.batch_size
     if isinstance(sampler, PixelIMLE):  # all that it does with a matching, and the next matching
-        more = sampler.keep * min(len(images), sampler.subset)
+        more = sampler.keep * sampler.matched_at_once(images)
     each, once = _speed(train, FIRST * sampler.batch_size, more)
     return max(sampler.batch_size, round(_left(seconds, once) / each))
 
