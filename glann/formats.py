@@ -204,9 +204,10 @@ def read_array(path: Path, floats: bool = False) -> tuple[torch.Tensor, torch.Te
                 arrays = {key: np.asarray(loaded[key]) for key in {"images", "labels"} & {*loaded}}
                 keys = ", ".join(loaded) or keys
     except Exception as error:  # of zipfile, zlib, numpy's own, MemoryError, …
+        reason = str(error).partition(". If you")[0]  # numpy's advice is how to unpickle it
         raise GlannError(
-            f"{path} can't be read as an array: {str(error).partition('.')[0]}. Save it again with "
-            "numpy.save or numpy.savez, without objects in it"
+            f"{path} can't be read as an array: {reason}. Save it again with numpy.save or "
+            "numpy.savez, without objects in it"
         ) from error
     if "images" not in arrays:
         raise GlannError(

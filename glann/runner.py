@@ -12,7 +12,6 @@ import contextlib
 import copy
 import os
 import platform
-import shlex
 import shutil
 import sys
 import time
@@ -390,13 +389,15 @@ def place_of(target: str | Path) -> str | None:
 def known_place(recipe: Recipe, run: Path) -> str | None:
     """Where a run that goes on had the images of this recipe, if it doesn't say where they are.
 
-    Or says it from another folder.
+    Or says it as the run's does, of a place that is near where that was begun, but not here.
     """
-    path = Path(recipe.data.path or "")
-    elsewhere = not path.is_absolute() and (path == Path() or not path.exists())
-    if elsewhere and (run / "data.json").is_file():
+    path = recipe.data.path
+    if path is not None and (os.path.isabs(os.path.expanduser(path)) or os.path.exists(path)):
+        return None
+    if (run / "data.json").is_file():
         with contextlib.suppress(GlannError):  # damaged: said where it matters
-            if _data_of_run(run).get("source") == recipe.data.source:
+            same = path is None or _recipe_of(run / RECIPE, ["data"]).data.path == path
+            if same and _data_of_run(run).get("source") == recipe.data.source:
                 return _place_in(run)
     return None
 
@@ -547,11 +548,10 @@ def _together() -> str:
 def _refuse(folder: Path, recipe: Recipe, difference: str, section: str) -> None:
     ways = [] if Path(recipe.given) == folder else [f"{folder} itself to go on with its settings"]
     # Not `glann train --restart`, which would begin with stage one.
-    command, stage = "train-glo", "stage one"
+    anew = "`glann train-glo`, these options and --restart to begin stage one anew"
     if section in ("imle", "finetune"):
-        command, stage = "train-imle", "stage two"
-    words = shlex.join(["glann", command, recipe.given, "--run", str(folder), "--restart"])
-    ways += ["--run FOLDER for a run of its own", f"`{words}` to begin {stage} anew"]
+        anew = "`glann train-imle`, these options and --restart to begin stage two anew"
+    ways += ["--run FOLDER for a run of its own", anew]
     raise GlannError(
         f"{folder} is a run of another recipe: it has {difference}. Give {', or '.join(ways)}"
     )

@@ -86,15 +86,13 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    # Of a file's name that is no UTF-8 it has what JSON, too, knows as \udcff.
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, content: object) -> None:
     """Write an indented JSON file, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # a file's name that is no UTF-8
-        text = json.dumps(content, indent=2)
-    write_text(path, text + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -414,12 +414,6 @@ class Training:
     def _trim(self) -> None:
         """Drop what was logged and shown after the checkpoint: those steps are done again."""
         assert self.folder is not None
-        shown = (self.folder.glob(f"{name}-*.png") for name in SHOWN)
-        later = itertools.chain(*shown, (self.folder / "snapshots").glob("*.npz"))
-        for path in later if processes.is_first() else ():
-            step = path.stem.rpartition("-")[2]
-            if step.isdecimal() and int(step) > self.step:
-                path.unlink(missing_ok=True)
         path = self.folder / "log.jsonl"
         if not path.is_file():
             return
@@ -429,6 +423,12 @@ class Training:
                 if json.loads(text)["step"] <= self.step:
                     kept.append(text)
         storage.write_text(path, "".join(text + "\n" for text in kept))
+        shown = (self.folder.glob(f"{name}-*.png") for name in SHOWN)
+        later = itertools.chain(*shown, (self.folder / "snapshots").glob("*.npz"))
+        for path in later if processes.is_first() else ():
+            step = path.stem.rpartition("-")[2]
+            if step.isdecimal() and int(step) > self.step:
+                path.unlink(missing_ok=True)
 
     @property
     def picture_due(self) -> bool:

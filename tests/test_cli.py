@@ -478,7 +478,7 @@ def test_restarting_stage_two_with_another_stage_one_deletes_nothing():
     change = ("--set", "glo.epochs=5")
     output = fails("train-imle", "quick.toml", *change, "--restart")
     assert "glo.epochs = 4.0, now 5.0" in output
-    assert "`glann train-glo quick.toml --run runs/quick --restart` to begin stage one" in output
+    assert "`glann train-glo`, these options and --restart to begin stage one anew" in output
     output = fails(
         "train", "quick.toml", "--restart", "--set", "glo.loss=vgg", "--vgg-weights", "x"
     )
@@ -508,6 +508,11 @@ def test_a_run_whose_recipe_names_a_place_nearby_goes_on_from_afar(monkeypatch):
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     assert f"next      glann sample '{run}'\n" in succeeds("train", run)
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("a.npy", "~/a.npy"))
+    Path("own.toml").write_text(nearby.replace("a.npy", "b.npy"))
+    for given in (run, "own.toml"):  # other images are not those of before
+        assert "path" in fails("train-glo", given, "--run", run, "--restart")
 
 
 def test_of_images_that_are_gone_it_is_said_where_they_were():

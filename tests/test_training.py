@@ -214,14 +214,19 @@ def test_lines_of_the_log_without_a_checkpoint_are_trimmed(tmp_path):
 
 def test_what_a_lost_training_showed_is_not_taken_for_the_next_ones(tmp_path):
     """Its steps would be points of a curve of scores against time, its last picture the end's."""
-    (tmp_path / "snapshots").mkdir()
     stale = ("snapshots/104.npz", "samples-104.png", "reconstructions-104.png")
-    for name in (*stale, "samples.png", "holiday-104.png"):
-        (tmp_path / name).write_bytes(b"of before")
-    method(tmp_path)
-    assert not any((tmp_path / name).exists() for name in stale)
-    assert (tmp_path / "samples.png").exists()
-    assert (tmp_path / "holiday-104.png").exists()  # nobody's but its owner's
+    others = ("samples.png", "holiday-104.png")
+    for trained in (False, True):
+        folder = tmp_path / str(trained)
+        (folder / "snapshots").mkdir(parents=True)
+        for name in (*stale, *others):
+            (folder / name).write_bytes(b"of before")
+        if trained:
+            (folder / "log.jsonl").write_text('{"step": 104}\n')
+        method(folder)
+        # Of a folder in which nothing was trained they are somebody's own.
+        assert [(folder / name).exists() for name in stale] == 3 * [not trained]
+        assert all((folder / name).exists() for name in others)
 
 
 def test_lines_of_the_log_after_the_checkpoint_are_trimmed(tmp_path, monkeypatch, every_step):

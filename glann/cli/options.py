@@ -56,7 +56,8 @@ recipe_options = together(
     click.option(
         "--restart",
         is_flag=True,
-        help="Begin anew: what this command had learned in this run is deleted.",
+        help="Begin anew: what this stage had learned, and what came of it, is deleted; of compare "
+        "the scores alone.",
     ),
     quiet_option,
     device_option,

@@ -101,7 +101,11 @@ def compare(
     whole = load_whole(recipe.data, data)
     with storage.alone(folder, "compare"):
         if restart:
-            shutil.rmtree(folder / "compare", ignore_errors=True)
+            for path in (folder / "compare").glob("*"):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif not path.name.startswith("lengths-"):  # those are of what was trained
+                    path.unlink()
         kind, samples = recipe.compare.features, recipe.compare.samples
         protocol = make_protocol(train, test, whole, kind, samples, device, progress, weights, say)
         budget = "fixed in images seen, as the recipe says"
@@ -414,7 +418,7 @@ def _saved(run: Path) -> str | None:
     if not storage.is_saved(run / "pipeline"):
         return None
     files = storage.read_manifest(run / "pipeline", "pipeline")["files"]
-    return digest_of({part: file["sha256"] for part, file in files.items()})
+    return digest_of({part: files[part]["sha256"] for part in ("generator", "sampler")})
 
 
 def _effort(parts: Iterable[Path]) -> dict[str, Any]:

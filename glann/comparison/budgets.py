@@ -119,7 +119,8 @@ def _glann_lengths(
 
     def trial(part: str, train: Callable[[float], float], batch_size: int, images: float) -> None:
         """Find how long a part takes that sees so many images."""
-        each, once[part] = _speed(train, FIRST * batch_size, TRIAL * batch_size)
+        short = max(FIRST * batch_size, 0.01 * len(some))  # no part takes less of an epoch
+        each, once[part] = _speed(train, short, TRIAL * batch_size)
         took[part] = each * images
 
     if glo.loss == "contrastive":

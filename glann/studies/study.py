@@ -14,6 +14,7 @@ from typing import Any
 from glann import places
 from glann.baselines import MODELS
 from glann.errors import GlannError
+from glann.glo import PLACES
 from glann.recipes import Compare, Recipe, load_recipe, parse_override, section, toml_value
 from glann.report.studies import Section
 from glann.settings import as_dict
@@ -103,7 +104,10 @@ def settings_of(recipe: Recipe, models: Collection[Any]) -> dict[str, Any]:
     parts = ("seed", "data", *(baselines or ("glo", "imle", "finetune")))
     # Those that are compared are written out, with all defaults.
     sections = dataclasses.replace(recipe, compare=Compare(models=baselines)).sections()
-    return {name: sections[name] for name in parts if name in sections}
+    found = {name: sections[name] for name in parts if name in sections}
+    if "glo" in found:  # where its files are is nothing to what is learned
+        found["glo"] = {key: value for key, value in found["glo"].items() if key not in PLACES}
+    return found
 
 
 def _digest(content: Any) -> str:
