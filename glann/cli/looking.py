@@ -35,13 +35,14 @@ def recipes(settings: bool) -> None:
         return
     from glann.places import shipped_pipelines, shipped_recipes
 
-    trained = shipped_pipelines()
-    for name, path in shipped_recipes().items():
+    trained, paths = shipped_pipelines(), shipped_recipes()
+    # Others of the same images, as mnist-short, last.
+    for name in sorted(paths, key=lambda name: (name.rpartition("-")[0] in paths, name)):
         click.secho(name, bold=True, nl=False)
         click.echo(
             "  (a trained pipeline ships: glann sample " + name + ")" if name in trained else ""
         )
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in paths[name].read_text(encoding="utf-8").splitlines():
             if not line.startswith("#"):
                 break
             click.echo("  " + line.removeprefix("#").strip())
