@@ -244,6 +244,23 @@ def test_the_finding_names_the_loss_that_vanishes(study, tmp_path):
     assert finding.endswith("half of its highest with: non-saturating GAN.")
 
 
+def test_runs_that_failed_are_told_of(study, tmp_path):
+    settings, rows = study
+    failed = [
+        {"key": run.key, **run.arguments, "failed": "the loss is not finite"}
+        for run in runs(settings)
+    ]
+    left_out = "Runs that were not finite and are left out"
+    gans, own = section(settings, [*rows, *failed], tmp_path).tables
+    assert (len(gans.rows), len(own.rows)) == (2, 3)
+    assert gans.note.endswith(f" {left_out}: frozen at 50% 1 of 2.")
+    assert own.note.endswith(f" {left_out}: GLO and IMLE 1 of 2.")
+    nothing = section(settings, failed, tmp_path)
+    assert [table.rows for table in nothing.tables] == [[], []]
+    assert nothing.tables[0].note.endswith("frozen at 50% 1 of 1.")
+    assert left_out not in section(settings, rows, tmp_path).tables[0].note
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_settings_that_ship(quick):
     settings = load_settings(STUDY, quick=quick)

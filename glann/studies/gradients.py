@@ -22,7 +22,7 @@ from glann.report.spreads import Bundle, bundles
 from glann.report.studies import Chart, Section, Table
 from glann.settings import setting
 from glann.studies.norms import SMALLEST, Point, against_discriminator, falls, of_glo, of_imle
-from glann.studies.study import Place, Row, Run, Study
+from glann.studies.study import Place, Row, Run, Study, failures
 
 GANS = tuple(
     name
@@ -181,6 +181,8 @@ def section(settings: Gradients, rows: Sequence[Row], folder: Path) -> Section:
     found = findings(rows)
     gans = {name: numbers for name, numbers in found.items() if name in GANS}
     own = {name: numbers for name, numbers in found.items() if name not in GANS}
+    of_gans = [row for row in rows if "share" in row]
+    of_own = [row for row in rows if "shares" in row]
     return Section(
         finding=_finding(gans, own),
         paragraphs=[_MEANING],
@@ -193,7 +195,8 @@ def section(settings: Gradients, rows: Sequence[Row], folder: Path) -> Section:
                 ],
                 "Norm of a frozen generator's gradient while a fresh discriminator takes "
                 f"{settings.steps:,} steps: the factor by which it fell (÷) or rose (×), geometric "
-                "mean over stages and seeds (×/÷ standard deviation).",
+                "mean over stages and seeds (×/÷ standard deviation)."
+                + failures(of_gans, lambda row: f"frozen at {100 * row['share']:g}%"),
             ),
             Table(
                 ["without a discriminator", "norm", "error", "norm ÷ error"],
@@ -208,7 +211,8 @@ def section(settings: Gradients, rows: Sequence[Row], folder: Path) -> Section:
                 ],
                 "First to last, in the same way. The error is the loss that is minimised. × in the "
                 "last column: for the error that is left the gradient is larger than it was. ÷: "
-                "it comes near a minimum, with an error that the network can't take away.",
+                "it comes near a minimum, with an error that the network can't take away."
+                + failures(of_own, lambda row: "GLO and IMLE"),
                 ours=set(_OWN.values()),
             ),
         ],
