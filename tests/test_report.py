@@ -679,6 +679,18 @@ def test_little_or_odd_is_shown_too(rows, tmp_path):
         assert {row[number] for row in cells} != {"–"}, head
 
 
+def test_texts_of_charts_are_not_cut_off(tmp_path):
+    """Of points close together, whose ticks have many digits."""
+    rows = [NOTHING | {"precision": 0.9, "recall": 0.8, "curve": [{"seconds": 9, "fid": 9}]}]
+    source = write_report(BARE | {"rows": rows}, tmp_path).read_text()
+    scatter = next(svg for svg in source.split("<svg")[1:] if "recall" in svg)
+    width = float(re.search(r'viewBox="0 0 (\S+)', scatter)[1])
+    middle = re.findall(r'text-anchor: middle[^>]* x="([^"]+)"', scatter)
+    assert len(middle) > 3
+    for x in middle:
+        assert 10 <= float(x) <= width - 15
+
+
 def test_another_number_of_samples_is_told_of(tmp_path):
     rows = [NOTHING, NOTHING | {"model": "o", "label": "O", "n": 5000}]
     shown = Page(write_report(BARE | {"rows": rows}, tmp_path).read_text())
@@ -757,6 +769,27 @@ def rgb(text):
     return [float(number) / 255 for number in re.findall(r"[\d.]+", text)[:3]]
 
 
+def in_browser(page, folder, *options):
+    """What a browser makes of a page, as a process that ran."""
+    return subprocess.run(
+        [
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={folder / 'profile'}",
+            "--enable-logging=stderr", "--v=0", "--hide-scrollbars", "--window-size=1700,1000",
+            "--virtual-time-budget=4000", "--dump-dom", *options, page.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
+def test_only_scores_have_buttons_to_sort_by(results, tmp_path):
+    table = "<table class='scores'><thead><tr><th>x</th></tr></thead></table>"
+    path = write_report(results, tmp_path, [f"<section>{table}</section>"])
+    assert in_browser(path, tmp_path).stdout.count("<button") == len(HEADS)
+
+
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_in_a_browser_on_a_phone_and_on_a_desk(page, tmp_path, dark):
@@ -765,17 +798,8 @@ def test_in_a_browser_on_a_phone_and_on_a_desk(page, tmp_path, dark):
     source = source.replace("</body>", f'<script nonce="facts">{FACTS}</script></body>')
     (tmp_path / "copy.html").write_text(source, encoding="utf-8")
     (tmp_path / "host.html").write_text(HOST, encoding="utf-8")
-    done = subprocess.run(
-        [
-            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-            "--enable-logging=stderr", "--v=0", "--hide-scrollbars", "--window-size=1700,1000",
-            "--virtual-time-budget=4000", "--dump-dom", (tmp_path / "host.html").as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    done = in_browser(tmp_path / "host.html", tmp_path, scheme)
     assert "CONSOLE" not in done.stderr, done.stderr
     found = re.search(r'data-facts="([^"]*)"', done.stdout)
     assert found, done.stderr

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +48,13 @@ def runs(settings):
 
 
 def section(settings, rows, folder):
+    if all("failed" in row for row in rows):
+        return Section("")
     table = Table(["number", "square"], [[str(r["number"]), str(r.get("square"))] for r in rows])
-    svg = '<svg class="chart" viewBox="0 0 1 1" role="img" aria-label="x"></svg>'
+    svg = (
+        '<svg class="chart" viewBox="0 0 1 1" role="img" aria-label="x"><defs><path id="a-b"/>'
+        '</defs><use xlink:href="#a-b"/><g clip-path="url(#a-b)"></g></svg>'
+    )
     return Section(
         f"{len(rows)} squares <b>", ["Text & more."], [table], [Chart("A chart", svg)],
         [Picture("pictures/none.png", "none")],
@@ -259,6 +265,22 @@ def test_the_report_escapes_text_and_loads_nothing(folder):
     assert "default-src 'none'" in page
     assert "http" not in page.replace("http-equiv", "")
     assert (folder / "report.html").is_file()
+
+
+def test_a_study_in_two_folders_has_no_id_twice(folder):
+    go(folder)
+    page = go(folder.with_name("study-squares and more")).read_text()
+    found = re.findall(r' id="([^"]*)"', page)
+    assert len(found) == len(set(found)) == 4
+    assert not any(" " in name for name in found)
+    for start in ("href=", "url("):
+        used = re.findall(re.escape(start) + '"?#([^")]+)', page)
+        assert len(set(used)) == 2
+        assert set(used) <= set(found)
+
+
+def test_a_finding_of_nothing_says_so(folder):
+    assert '<p class="result">There are no numbers.</p>' in go(folder, numbers=[7]).read_text()
 
 
 def test_a_quick_section_gives_way_to_the_other(folder):

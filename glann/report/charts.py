@@ -151,7 +151,7 @@ def precision_recall_scatter(summaries: Sequence[Summary], look: dict[str, Look]
     points = [s for s in summaries if "precision" in s.mean and "recall" in s.mean]
     if not points:
         return ""
-    fig, axes = page_figure(290, bottom=42, left=48, top=8, right=10)
+    fig, axes = page_figure(290, bottom=42, left=58, top=8, right=18)
     for summary in points:
         x, y = summary.mean["recall"], summary.mean["precision"]
         style = look[summary.model]
@@ -361,10 +361,7 @@ def page_svg(fig: Figure, name: str, alt: str) -> str:
     fig.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    # Ids of all figures are alike, and a page may hold each one once.
-    text = re.sub(r' id="([^"]+)"', rf' id="{name}-\1"', text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = own_ids(text, name)  # of all figures they are alike
     text = text.replace(INK, "currentColor")
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
     # It would hold for the whole page.
@@ -375,3 +372,8 @@ def page_svg(fig: Figure, name: str, alt: str) -> str:
     return (
         f'<svg class="chart" viewBox="{box[1]}" role="img" aria-label="{html.escape(alt)}">{rest}'
     )
+
+
+def own_ids(svg: str, name: str) -> str:
+    """The same, its ids beginning with `name`: a page may hold each one once."""
+    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)

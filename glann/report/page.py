@@ -333,8 +333,8 @@ def _charts(results: dict[str, Any], summaries: Sequence[Summary]) -> Iterator[s
                 "FID against training time",
                 fid_over_time(summaries, look),
                 (
-                    f"A line for each seed. The FID{of} is higher than the table's: these compare "
-                    "only with one another."
+                    f"A line for each seed. The FID{of} differs from the table's: these "
+                    "compare only with one another."
                 ),
             ),
         )

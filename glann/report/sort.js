@@ -1,5 +1,6 @@
 // Sorts a part of the table by the column whose head is clicked; without this it is read as it is.
 for (const table of document.querySelectorAll("table.scores")) {
+  if (!table.querySelector("[data-row]")) continue; // a study's
   const heads = [...table.tHead.rows[0].cells];
   const value = (row, column) => {
     const cell = row.querySelector(`[data-column="${column}"]`);

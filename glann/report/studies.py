@@ -1,11 +1,13 @@
 """Sections of studies, and the page that holds all of those that were carried out."""
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from glann.report.charts import own_ids
 from glann.report.page import as_toml, document, facts_list, picture, prose
 from glann.storage import write_text
 
@@ -92,19 +94,21 @@ def _page(title: str, sections: Sequence[str]) -> str:
 
 def section_html(section: Section, results: dict[str, Any], folder: Path) -> str:
     """The section as HTML; pictures are read from `folder`."""
-    name = escape(str(results["study"]))
+    # A study may be in several folders, and all of them on one page.
+    name = re.sub(r"\W+", "-", folder.absolute().name)
     environment = dict(results["environment"])
     versions = environment.pop("versions", {})
     facts = {"Time": results["time"]}
     facts |= {key.replace("_", " ").capitalize(): x for key, x in environment.items()}
     facts["Versions"] = ", ".join(f"{key} {version}" for key, version in versions.items())
-    return f"""<section id="study-{name}">
+    return f"""<section id="{name}">
 <h2>{escape(str(results["study"]).capitalize())}</h2>
 <p class="quiet">The claim: {prose(str(results["claim"]))}</p>
-<p class="result">{prose(section.finding)}</p>
+<p class="result">{prose(section.finding or "There are no numbers.")}</p>
 <code class="command">{escape(str(results["command"]))}</code>
 {"".join(f"<p>{prose(text)}</p>" for text in section.paragraphs)}
-{"".join(map(_table, section.tables))}{_charts(section.charts)}{_pictures(section.pictures, folder)}
+{"".join(map(_table, section.tables))}{_charts(section.charts, name)}
+{_pictures(section.pictures, folder)}
 <details><summary>Settings</summary>
 <pre>{escape(as_toml(results["settings"]))}</pre></details>
 <details><summary>Environment</summary>
@@ -129,9 +133,9 @@ def _table(table: Table) -> str:
 """
 
 
-def _charts(charts: Sequence[Chart]) -> str:
+def _charts(charts: Sequence[Chart], name: str) -> str:
     figures = "".join(
-        f"<figure><h3>{escape(chart.title)}</h3>\n{chart.svg}\n"
+        f"<figure><h3>{escape(chart.title)}</h3>\n{own_ids(chart.svg, name)}\n"
         f'<figcaption class="quiet">{prose(chart.caption)}</figcaption></figure>\n'
         for chart in charts
     )
