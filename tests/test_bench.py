@@ -129,6 +129,14 @@ def test_what_cannot_be_measured_is_refused(arguments, said):
     assert said in result.output
 
 
+def test_a_file_that_cannot_be_written_costs_no_measurement(found, monkeypatch):
+    monkeypatch.setattr("glann.bench.bench", lambda **how: found[0])
+    result = invoke("--json", found[2])
+    assert result.exit_code == 2
+    assert "can't be written" in result.output
+    assert "– matching" in result.stdout
+
+
 def test_a_way_that_fails_is_named_with_its_reason():
     number = [row.name for row in ROWS].index("matching")
     for task, reason in (

@@ -47,7 +47,7 @@ Measure = Callable[[], Round]
 """Does one round of the work."""
 
 DIM = 64
-"""Numbers in a code and in a noise vector, as everywhere in the recipe mnist."""
+"""Numbers in a code and in a noise vector, as everywhere in the recipe mnist-paper."""
 
 SHAPE = (1, 28, 28)
 
@@ -57,7 +57,7 @@ FEATURES = 128
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work is measured; the defaults are those of the recipe mnist where not said."""
+    """How much work is measured; the defaults are the recipe mnist-paper's, where not said."""
 
     device: torch.device
     quick: bool = False
@@ -137,7 +137,7 @@ def images_of(n: int) -> torch.Tensor:
 
 
 def stage_one(sizes: Sizes) -> Measure:
-    """`GLO.fit`'s own loop, with images and settings as in the recipe mnist but for the loss."""
+    """`GLO.fit`'s own loop, with images and settings as in mnist-paper but for the loss."""
     images = images_of(sizes.images)
     # Without PCA: it is no part of the loop.  With the loss and optimiser that the plain loop has.
     glo = GLO(

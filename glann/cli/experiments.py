@@ -156,11 +156,11 @@ def bench(
         command=typed(),
         say=lambda text: None if quiet else click.echo(text, err=True),
     )
+    click.echo(as_text(found), nl=False)  # first: a file that can't be written costs no minutes
     if file is not None:
         storage.write_json(file, found)
     if plot is not None:
         plot_growth(found, plot)
-    click.echo(as_text(found), nl=False)
     for path in (file, plot):
         if path is not None:
             click.echo(f"wrote {path}")
