@@ -91,6 +91,15 @@ class Data:
         maximum=0.9,
     )
 
+    def check_together(self) -> None:
+        """Raise GlannError for settings that no images fit."""
+        if self.channels == 2:
+            raise GlannError("data.channels = 2; wanted 1 (grey), 3 (RGB) or none (as it is)")
+        if isinstance(self.size, list) and len(self.size) != 2:
+            raise GlannError(f"data.size = {self.size}; wanted one number or [height, width]")
+        if self.source != "folder":  # which shows only in its subfolders what it has
+            _check_split(self, "train", own_test=self.source in _OPENML)
+
 
 @dataclass(frozen=True, eq=False)  # a generated == would compare tensors element by element
 class Images:
@@ -204,14 +213,10 @@ class _Found:
 def _target(data: Data) -> tuple[int, int] | None:
     """Check the settings; (height, width) to resize to, or None."""
     check(data, "data")
-    if data.channels == 2:
-        raise GlannError("data.channels = 2; wanted 1 (grey), 3 (RGB) or none (as it is)")
     if data.size is None:
         return None
-    sides = [data.size] * 2 if isinstance(data.size, int) else data.size
-    if len(sides) != 2:
-        raise GlannError(f"data.size = {data.size}; wanted one number or [height, width]")
-    return sides[0], sides[1]
+    height, width = [data.size] * 2 if isinstance(data.size, int) else data.size
+    return height, width
 
 
 def _check_split(data: Data, split: str, own_test: bool) -> None:

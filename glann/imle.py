@@ -150,6 +150,14 @@ class IMLE:
         choices=PRECISIONS,
     )
 
+    def check_together(self) -> None:
+        """Raise GlannError for settings that don't fit together."""
+        if self.levels > self.noise_dim:
+            raise GlannError(
+                f"imle.levels = {self.levels}, and imle.noise_dim = {self.noise_dim}; each level "
+                "needs a number of noise at least"
+            )
+
     def fit(
         self,
         codes: object,
@@ -180,11 +188,6 @@ class IMLE:
                 that is not finite; Interrupted after Ctrl-C, when there is a folder.
         """
         check(self, "imle")
-        if self.levels > self.noise_dim:
-            raise GlannError(
-                f"imle.levels = {self.levels}, and imle.noise_dim = {self.noise_dim}; each level "
-                "needs a number of noise at least"
-            )
         codes = as_codes(codes)
         n, code_dim = codes.shape
         batches = Batches(n, self.batch_size, self.epochs)

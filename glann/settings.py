@@ -77,13 +77,16 @@ def type_name(annotation: Any) -> str:
 def check(settings: Any, section: str = "") -> None:
     """Raise GlannError, naming the setting, if any field has a wrong type, range or choice.
 
-    `section` is put before the field's name, as in a recipe: `glo.epochs`.
+    `section` is put before the field's name, as in a recipe: `glo.epochs`.  What a class can't say
+    of single fields its method `check_together` raises.
     """
     annotations = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         if field.metadata:
             name = f"{section}.{field.name}" if section else field.name
             check_value(name, getattr(settings, field.name), annotations[field.name], field)
+    if hasattr(settings, "check_together"):
+        settings.check_together()
 
 
 def check_value(name: str, value: Any, annotation: Any, field: dataclasses.Field[Any]) -> None:

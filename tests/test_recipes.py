@@ -20,6 +20,7 @@ from glann.imle import IMLE
 from glann.pipeline import CODE_SAMPLERS
 from glann.places import shipped_recipes
 from glann.recipes import Compare, Recipe, describe_settings, load_recipe, make_recipe
+from glann.settings import check
 
 TINY = """
 # A comment.
@@ -257,12 +258,24 @@ def test_the_seed_and_the_sampler_are_overridden_too(tiny):
         ("glo.epochs=", "glo.epochs = '' is of type text; wanted float"),
         (f"glo.hidden={'1' * 5000}", "is of type text; wanted int"),
         ("imle.components=5", "imle.components is not a setting of IMLE"),
+        # What training would refuse of any images.
+        ("data.channels=2", "data.channels = 2; wanted 1 (grey), 3 (RGB)"),
+        ("data.size=[32]", "data.size = [32]; wanted one number or [height, width]"),
     ],
 )
 def test_overrides_that_are_wrong(override, message, tiny):
     with pytest.raises(GlannError) as caught:
         load_recipe(tiny, [override])
     assert message in str(caught.value)
+
+
+def test_settings_that_do_not_fit_together_are_named(tiny):
+    with pytest.raises(GlannError, match=r"imle\.levels = 3, and imle\.noise_dim = 2"):
+        load_recipe(tiny, ["imle.levels=3", "imle.noise_dim=2"])
+    held_out = "data.test_fraction=0.2"
+    with pytest.raises(GlannError, match="'mnist' has its own test images"):
+        load_recipe(tiny, [held_out])
+    load_recipe(tiny, [held_out, "data.source=folder"])  # which may have none
 
 
 def test_an_override_does_not_hide_a_section_that_is_wrong(tmp_path):
@@ -296,7 +309,16 @@ def values_of(field: dataclasses.Field, annotation: object) -> st.SearchStrategy
 def sections_of(kind: type) -> st.SearchStrategy:
     annotations = typing.get_type_hints(kind)
     fields = [field for field in dataclasses.fields(kind) if field.metadata]
-    return st.builds(kind, **{f.name: values_of(f, annotations[f.name]) for f in fields})
+    drawn = st.builds(kind, **{f.name: values_of(f, annotations[f.name]) for f in fields})
+    return drawn.filter(fit_together)
+
+
+def fit_together(drawn: object) -> bool:
+    try:
+        check(drawn)
+    except GlannError:
+        return False
+    return True
 
 
 recipes = st.builds(
