@@ -242,17 +242,20 @@ def save_array(array: torch.Tensor, path: str | Path) -> str:
     return f"{path} ({str(array.dtype).removeprefix('torch.')} {tuple(array.shape)})"
 
 
-def save_images(images: torch.Tensor, path: str | Path, columns: int | None = None) -> str:
+def save_images(
+    images: torch.Tensor, path: str | Path, columns: int | None = None, shown: int | None = None
+) -> str:
     """Write uint8 images `(n, c, h, w)` as `path`'s ending says; returns what was written.
 
     `.png`: one grid.  `.npy`, `.npz` (key `images`): the array.  No ending: a folder with one PNG
-    for each image.
+    for each image.  `shown` is how many they are without those that `interleave` left blank.
     """
     path, images = Path(path), as_images(images)
     check_output(path)
     if ending(path) == ".png":
         save_grid(images, path, columns)
-        return f"{path} (a grid of {len(images)} images)"
+        count = len(images) if shown is None else shown
+        return f"{path} (a grid of {count} image{'s' * (count != 1)})"
     if ending(path) == ".npy":
         return save_array(images, path)
     if ending(path) == ".npz":
@@ -261,4 +264,4 @@ def save_images(images: torch.Tensor, path: str | Path, columns: int | None = No
     digits = len(str(max(0, len(images) - 1)))
     for i, image in enumerate(images):
         write_png(image, path / f"{i:0{digits}d}.png")
-    return f"{path}/ ({len(images)} PNGs)"
+    return f"{path}/ ({len(images)} PNG{'s' * (len(images) != 1)})"

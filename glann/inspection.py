@@ -16,6 +16,8 @@ def describe(target: str | Path) -> Rows:
     folder = Path(target)
     try:
         if (folder / "recipe.toml").is_file():
+            if (folder / "rows").is_dir():
+                raise GlannError(f"{folder} is a study's: look at {folder / 'report.html'}")
             return _run(folder)
         if (folder / "pipeline").is_dir() and is_saved(folder):
             return [("training", _progress(folder)), *_pipeline(folder / "pipeline")]

@@ -203,6 +203,7 @@ def test_each_kind_of_output(run, name):
 def test_reconstruct_project_interpolate(run):
     output = succeeds("reconstruct", run, "-n", 12)
     assert "mean absolute error" in output
+    assert "(a grid of 24 images)" in output  # blank places don't count
     succeeds("reconstruct", run, "--indices", "5,0", "--no-originals", "-o", "r.npy")
     assert np.load("r.npy").shape == (2, 1, 8, 8)
 
@@ -212,6 +213,7 @@ def test_reconstruct_project_interpolate(run):
         Image.fromarray(noise).save(f"mine/{i}.png")
     output = succeeds("project", run, "mine", "--steps", 3, "--codes", "codes.npy")
     assert "over 3 images" in output
+    assert "(a grid of 6 images)" in output
     assert np.load("codes.npy").shape == (3, 8)
     succeeds("project", run, "mine/1.png", "--steps", 3, "-o", "p.npy")
     assert np.load("p.npy").shape == (1, 1, 8, 8)

@@ -493,6 +493,9 @@ def test_save_images_as_the_ending_says(tmp_path, channels):
     assert torch.equal(torch.stack([read_image(path) for path in paths]), images)
     assert {path.name for path in tmp_path.iterdir()} == {"x.png", "x.npy", "x.npz", "folder"}
 
+    assert save_images(images[:1], tmp_path / "one").endswith("/ (1 PNG)")
+    assert save_images(images[:1], tmp_path / "x.png").endswith("(a grid of 1 image)")
+
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.png", "folder"])
 def test_save_images_takes_arrays(tmp_path, name):

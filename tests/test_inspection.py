@@ -126,6 +126,13 @@ def test_there_is_no_need_of_torch(runs):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_study_is_no_run(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "recipe.toml").touch()
+    with pytest.raises(GlannError, match=r"is a study's: look at .*report\.html"):
+        describe(tmp_path)
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(GlannError, match="there is no pipeline"):
         describe(tmp_path / "none")

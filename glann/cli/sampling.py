@@ -95,15 +95,15 @@ def reconstruct(
     assert loaded.codes is not None
     chosen = _numbers(indices) if indices is not None else list(range(min(n, len(loaded.codes))))
     made = loaded.reconstruct(chosen)
-    columns = None
+    columns, shown = None, len(made)
     if originals:
         place = data or runner.place_of(pipeline)
         real = runner.training_images(loaded, place).images[chosen]
         error = (images.to_float(made) - images.to_float(real)).abs().mean()
         click.echo(f"mean absolute error of a pixel: {float(error):.4f} (of 1)")
         if images.ending(output) == ".png":
-            made, columns = images.interleave(real, made), min(8, len(chosen))
-    click.echo(f"wrote {images.save_images(made, output, columns)}")
+            made, columns, shown = images.interleave(real, made), min(8, shown), 2 * shown
+    click.echo(f"wrote {images.save_images(made, output, columns, shown)}")
 
 
 @main.command()
@@ -140,14 +140,14 @@ def project(
     found = loaded.project(given, steps=steps)
     errors = found.errors
     click.echo(
-        f"mean absolute error of a pixel over {len(given)} images: {float(errors.mean()):.4f} "
-        f"(of 1; best {float(errors.min()):.4f}, worst {float(errors.max()):.4f}, image "
-        f"{int(errors.argmax())})"
+        f"mean absolute error of a pixel over {len(given)} image{'s' * (len(given) != 1)}: "
+        f"{float(errors.mean()):.4f} (of 1; best {float(errors.min()):.4f}, worst "
+        f"{float(errors.max()):.4f}, image {int(errors.argmax())})"
     )
-    made, columns = found.images, None
+    made, columns, shown = found.images, None, len(given)
     if images.ending(output) == ".png":
-        made, columns = images.interleave(given, made), min(8, len(given))
-    click.echo(f"wrote {images.save_images(made, output, columns)}")
+        made, columns, shown = images.interleave(given, made), min(8, shown), 2 * shown
+    click.echo(f"wrote {images.save_images(made, output, columns, shown)}")
     if codes is not None:
         click.echo(f"wrote {images.save_array(found.codes, codes)}")
 
@@ -203,7 +203,7 @@ def interpolate(
 
 def _check_room(output: Path, n: int, size: int, what: str) -> None:
     """Refuse more than the disk has room for, before the work is done."""
-    place = next(each for each in (output.absolute(), *output.absolute().parents) if each.exists())
+    place = next(each for each in (output.absolute(), *output.absolute().parents) if each.is_dir())
     free = shutil.disk_usage(place).free
     if n * size > max(free, 2**30):  # of less, the error in writing tells
         raise GlannError(
