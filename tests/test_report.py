@@ -691,6 +691,15 @@ def test_texts_of_charts_are_not_cut_off(tmp_path):
         assert 10 <= float(x) <= width - 15
 
 
+@pytest.mark.parametrize(("low", "high"), [(1, 1.2), (52, 98), (3, 3), (0.04, 700)])
+def test_a_log_axis_has_two_numbers_or_more(low, high, tmp_path):
+    curve = [{"seconds": 1, "fid": high}, {"seconds": 2, "fid": low}]
+    source = write_report(BARE | {"rows": [NOTHING | {"curve": curve}]}, tmp_path).read_text()
+    axis = source[source.index('id="time-matplotlib.axis_2"') :]
+    axis = axis[: axis.index("FID</text>")]
+    assert len(re.findall(r">[\d.,]+</text>", axis)) >= 2
+
+
 def test_another_number_of_samples_is_told_of(tmp_path):
     rows = [NOTHING, NOTHING | {"model": "o", "label": "O", "n": 5000}]
     shown = Page(write_report(BARE | {"rows": rows}, tmp_path).read_text())

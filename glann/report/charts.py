@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
 from glann.report.summary import GLANN, RATIO, REFERENCE, Format, Summary, contestants
 
@@ -284,7 +284,10 @@ def plain_ticks(axis: Axis, log: bool) -> None:
     if log:
         low, high = sorted(axis.get_view_interval())
         subs = (1, 2, 5) if high < 60 * low else (1, 3) if high < 1000 * low else (1,)
-        axis.set_major_locator(LogLocator(subs=subs))
+        locator: Locator = LogLocator(subs=subs)
+        if sum(low <= tick <= high for tick in locator.tick_values(low, high)) < 2:
+            locator = MaxNLocator(6)  # by one number nothing can be read
+        axis.set_major_locator(locator)
         axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
 
