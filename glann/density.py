@@ -139,6 +139,14 @@ class Mixture(_Gaussians):
     regularisation: float = setting(0.01, "added to variances, as a share of theirs", minimum=0)
     iterations: int = setting(50, "steps of EM, at the most", minimum=1)
 
+    def check_together(self) -> None:
+        """Raise GlannError for settings that don't fit together."""
+        if self.components is not None and self.components > self.codes:
+            raise GlannError(
+                f"imle.components = {self.components}, and imle.codes = {self.codes}; a mixture "
+                "needs at least as many codes"
+            )
+
     def fit(
         self,
         codes: object,

@@ -299,7 +299,7 @@ def test_the_contract_of_fit(sampler, tmp_path, capsys):
         (Mixture(components=0), torch.ones(9, 3), "imle.components = 0 is out of range"),
         (Mixture(components=2.0), torch.ones(9, 3), "imle.components = 2.0 is of type float"),
         (Mixture(components=1), torch.ones(1, 3), "try fewer imle.components"),
-        (Mixture(components=5, codes=4), drawn(9, 3), "try fewer imle.components"),
+        (Mixture(components=5, codes=4), drawn(9, 3), "imle.components = 5, and imle.codes = 4"),
         (Mixture(components=2), [[1.0, 2.0]], "codes are a list"),
         (
             Mixture(components=3, regularisation=0),

@@ -272,6 +272,8 @@ def test_overrides_that_are_wrong(override, message, tiny):
 def test_settings_that_do_not_fit_together_are_named(tiny):
     with pytest.raises(GlannError, match=r"imle\.levels = 3, and imle\.noise_dim = 2"):
         load_recipe(tiny, ["imle.levels=3", "imle.noise_dim=2"])
+    with pytest.raises(GlannError, match=r"imle\.components = 5, and imle\.codes = 4"):
+        load_recipe(None, ["imle.sampler=mixture", "imle.components=5", "imle.codes=4"])
     held_out = "data.test_fraction=0.2"
     with pytest.raises(GlannError, match="'mnist' has its own test images"):
         load_recipe(tiny, [held_out])
