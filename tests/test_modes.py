@@ -94,6 +94,12 @@ def test_without_duplicates_there_is_no_size():
     assert birthday(fake=noise(0, "all different", 0, 500, 16), threshold=1e-3) is None
 
 
+@pytest.mark.parametrize(("threshold", "size"), [(0.4, None), (0.5, 2)])
+def test_duplicates_are_as_near_as_the_threshold(threshold, size):
+    fake = torch.tensor([[10.0 * (i // 2) + 0.5 * (i % 2)] for i in range(40)])
+    assert birthday(fake=fake, threshold=threshold) == size
+
+
 def test_closest_pairs_are_those_of_all_distances():
     fake = noise(0, "pairs", 0, 60, 3)
     distances = torch.cdist(fake, fake) + torch.eye(60) * 99
@@ -103,3 +109,15 @@ def test_closest_pairs_are_those_of_all_distances():
     pairs, found = closest_pairs(fake=fake, shown=8)
     assert len({frozenset(pair) for pair in pairs.tolist()}) == 8
     assert found.tolist() == sorted(found.tolist())
+
+
+def test_closest_pairs_of_many_samples_are_found_wherever_they_are():
+    """Distances are found for 512 samples at a time."""
+    fake = noise(0, "many", 0, 1300, 16)
+    planted = [[3, 1100], [600, 601], [20, 700], [1030, 1299]]
+    for distance, (one, other) in zip((0.1, 0.2, 0.3, 0.4), planted, strict=True):
+        fake[other] = fake[one]
+        fake[other, 0] += distance
+    pairs, found = closest_pairs(fake=fake, shown=4)
+    assert pairs.tolist() == planted
+    torch.testing.assert_close(found, torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.01, rtol=0)
