@@ -219,6 +219,17 @@ def test_scattering_adds_the_distance_of_its_coefficients_to_the_pyramid():
     torch.testing.assert_close(loss(output, target), wanted)
 
 
+def test_features_weigh_levels_and_coefficients_as_the_loss_does():
+    output, target = random_images(2, 3, 17, 22), random_images(2, 3, 17, 22, seed=1)
+    loss = Scattering((17, 22)).double()
+    tables = loss.pyramid.pyramid(output - target)
+    for a, b in zip(*map(loss.coefficients, (output, target)), strict=True):
+        tables.append(4 * (a - b).unflatten(0, (2, 3)))
+    wanted = torch.stack([table.square().flatten(1).mean(1) for table in tables]).sum(0)
+    found = (loss.features(output) - loss.features(target)).square().sum(1)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_contrastive_adds_the_distance_of_its_maps_to_scattering():
     output, target = random_images(2, 3, 17, 22), random_images(2, 3, 17, 22, seed=1)
     loss = contrastive((17, 22), channels=3)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -66,6 +68,17 @@ def test_the_metric_is_what_images_differ_by(generator):
     assert torch.linalg.eigvalsh(matrix)[0] >= 0
 
 
+def test_steps_are_as_long_as_codes_are_spread(generator):
+    """The same images, of codes that came in another unit."""
+    finer = copy.deepcopy(generator)
+    with torch.no_grad():
+        finer.layers[0].weight *= 100
+    codes = codes_of(30, 4)
+    torch.testing.assert_close(
+        image_metric(finer, codes / 100) / 100**2, image_metric(generator, codes), rtol=1e-3, atol=0
+    )
+
+
 def test_images_made_in_parts_give_the_same(generator, monkeypatch):
     codes = codes_of(30, 4)
     whole = image_metric(generator, codes)
@@ -84,10 +97,12 @@ def test_a_direction_without_effect_has_no_weight(generator):
     assert (matrix.diagonal()[[0, 1, 3]] > 0).all()
 
 
-def test_the_generator_comes_back_as_it_was(generator):
+@pytest.mark.parametrize("training", [False, True])
+def test_the_generator_comes_back_as_it_was(generator, training):
+    wanted = image_metric(generator, codes_of(20, 4))
+    generator = copy.deepcopy(generator).train(training)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    training = generator.training
-    image_metric(generator, codes_of(20, 4))
+    assert torch.equal(image_metric(generator, codes_of(20, 4)), wanted)
     assert generator.training == training
     for name, value in generator.state_dict().items():
         assert torch.equal(value, before[name]), name
