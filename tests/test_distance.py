@@ -188,6 +188,19 @@ def test_what_is_where_counts(digits):
     assert abs(as_they) < 0.05 < turned
 
 
+def test_how_much_channels_vary_counts_where_their_means_are_alike(digits):
+    class Blind(torch.nn.Module):  # to all but what is around the mean
+        def maps(self, images):
+            around = images - images.mean((2, 3), keepdim=True)
+            return [around, torch.zeros(len(images), 1, 2, 2), torch.zeros(len(images), 4)]
+
+    distance = Distance(Blind(), digits, CPU, torch.float32)
+    rows, ways = torch.arange(len(digits)), torch.full((len(digits), 2), 0.5)
+    images = to_float(digits)
+    as_they, duller = (float(distance(made, ways, rows, 1.0)) for made in (images, 0.6 * images))
+    assert abs(as_they) < 0.05 < 0.2 < duller
+
+
 def test_moments_of_other_summaries_are_not_gone_on_with(digits, features):
     distance = Distance(features, digits, CPU, torch.float32)
     state = distance.state()
