@@ -71,6 +71,14 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert torch.cat(Batches(100, 100, 2).epoch_of(1, 1)).tolist() == orders[3]
 
 
+def test_steps_go_through_each_epoch_in_its_own_order():
+    batches = Batches(10, 3, 3)
+    with Training("toy", batches, None, {}, False) as running:
+        steps = [(step, rows.tolist()) for step, rows in running.steps(5)]
+    epochs = [batches.epoch_of(5, epoch) for epoch in range(3)]
+    assert steps == list(enumerate(rows.tolist() for epoch in epochs for rows in epoch))
+
+
 def test_fewer_items_than_a_batch_are_one():
     batches = Batches(5, 128, 3)
     assert [part.sort().values.tolist() for part in batches.epoch_of(0, 0)] == [list(range(5))]
