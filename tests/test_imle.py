@@ -9,7 +9,9 @@ from glann import IMLE, GlannError, matching
 from glann.errors import NotFinite
 from glann.metric import image_metric
 from glann.nearest import nearest
+from glann.networks import Mapper, evaluation_mode
 from glann.randomness import noise
+from glann.training import Batches
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,13 @@ def test_a_resumed_run_keeps_its_metric(trained, tmp_path, kill_at):
         assert torch.equal(straight.sample(20), resumed.sample(20))
 
 
+def test_what_was_saved_keeps_its_metric(trained):
+    model = IMLE(**TINY_IMLE).fit(trained.codes, generator=trained.generator)
+    assert not torch.equal(model.metric_.stretch, model.metric_.back)
+    loaded = IMLE.from_state(*model.state())
+    assert torch.equal(loaded.sample(20), model.sample(20))
+
+
 def test_a_resumed_run_goes_on_logging_the_recall(codes, tmp_path, kill_at):
     pytest.importorskip("faiss")
     kill_at(6)
@@ -167,6 +176,39 @@ def matched(model, codes, monkeypatch):
     return noises
 
 
+def test_each_step_adds_other_numbers_to_the_chosen_noise(codes, monkeypatch):
+    seen = []
+    forward = Mapper.forward
+
+    def watched(mapper, e, cells=None, every=False):
+        if every:  # a step
+            seen.append(e)
+        return forward(mapper, e, cells, every)
+
+    monkeypatch.setattr(Mapper, "forward", watched)
+    model = IMLE(**TINY_IMLE, keep=9, perturbation=0.3).fit(codes, seed=2)  # a single matching
+    batches = [rows for epoch in range(4) for rows in Batches(150, 32, 4).epoch_of(2, epoch)]
+    added = [e - model.chosen_[rows] for e, rows in zip(seen, batches, strict=True)]
+    assert float(torch.cat(added).std()) == pytest.approx(0.3, rel=0.05)
+    torch.testing.assert_close(torch.cat(added).mean(0), torch.zeros(8), atol=0.03, rtol=0)
+    firsts = torch.stack([each[0] for each in added])
+    assert float((firsts[1:] - firsts[:1]).norm(dim=1).min()) > 1e-3
+
+
+def test_the_loss_is_in_units_of_what_the_cells_centres_alone_would_give(codes, tmp_path):
+    """The oracle, of a mapper that stays as it was and a batch of all codes."""
+    still = {"lr": 0.0, "epochs": 1, "batch_size": 150}
+    model = IMLE(**{**TINY_IMLE, **still}, cells=3).fit(3 * codes, folder=tmp_path)
+    mapper = model.mapper_
+    cells, squares = nearest(3 * codes, mapper.centres)
+    assert float(mapper.scale) == pytest.approx(float(squares.mean() / 6) ** 0.5)
+    with torch.no_grad():
+        made = mapper.train()(model.chosen_, cells)
+    wanted = (made - 3 * codes).square().mean() / (squares.mean() / 6)
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["loss"] == pytest.approx(float(wanted), rel=1e-4)
+
+
 @pytest.mark.parametrize(("keep", "matchings"), [(1, 4), (2, 2), (3, 2), (9, 1)])
 def test_a_matching_is_kept_for_as_long_as_said(codes, monkeypatch, keep, matchings):
     assert len(matched(IMLE(**TINY_IMLE, keep=keep), codes, monkeypatch)) == matchings
@@ -209,6 +251,21 @@ def test_refused_candidates_are_not_chosen_unless_all_are(codes, monkeypatch, ce
     assert 0 < refused < 450
 
 
+def test_what_is_left_after_refusing_is_not_refined(codes):
+    """Or it would come as near to the codes again as what was refused."""
+    mapper, cells = fitted_mapper(codes)
+    counts = cells.bincount(minlength=len(mapper.centres))
+    model = IMLE(**{**TINY_IMLE, "levels": 1}, pool=3.0, refine=4)
+    chosen, _ = model.match(mapper, codes, cells, counts, 5, 2, radius=0.1)
+    drawn = noise(5, "candidates 2", 0, 450, 8)
+    assert (chosen[:, None] == drawn).all(2).any(1).all()
+
+
+@pytest.mark.parametrize("pool", [0.01, 0.1])
+def test_a_cell_of_few_codes_has_a_candidate_however_small_the_pool(codes, pool):
+    assert IMLE(**TINY_IMLE, pool=pool).fit(codes).sample(5).isfinite().all()
+
+
 def test_all_candidates_are_kept_where_all_are_refused(codes):
     plain, all_refused = (IMLE(**TINY_IMLE, refine=0, refuse=r).fit(codes) for r in (0.0, 1e6))
     assert torch.equal(plain.sample(50), all_refused.sample(50))
@@ -225,6 +282,20 @@ def test_groups_of_cells_make_no_difference(codes, monkeypatch):
     monkeypatch.setattr(matching, "GROUP", 100)
     parts = matched(IMLE(**TINY_IMLE, cells=5), codes, monkeypatch)
     assert torch.equal(whole[0], parts[0])
+
+
+def test_matching_sees_what_sampling_will_make(codes):
+    """Whatever mode the mapper is in, whose statistics stay as they are."""
+    mapper, cells = fitted_mapper(codes, levels=2)
+    counts = cells.bincount(minlength=len(mapper.centres))
+    before = {name: value.clone() for name, value in mapper.state_dict().items()}
+    sampling, training = (
+        IMLE(**TINY_IMLE).match(mapper.train(mode), codes, cells, counts, 0, 0)[0]
+        for mode in (False, True)
+    )
+    assert torch.equal(sampling, training)
+    assert mapper.training
+    assert all(torch.equal(value, before[name]) for name, value in mapper.state_dict().items())
 
 
 @pytest.mark.parametrize("refine", [1, 4])
@@ -273,6 +344,24 @@ def test_a_further_level_chooses_among_candidates_of_its_own(codes):
         made = [mapper.level(1, drawn[:, j], cells, before) for j in range(drawn.shape[1])]
     best = (torch.stack(made, 1) - codes[:, None]).square().sum(2).argmin(1)
     assert torch.equal(second, drawn[torch.arange(len(codes)), best])
+
+
+def test_a_further_level_goes_on_from_what_refined_noise_makes(codes, monkeypatch):
+    mapper, cells = fitted_mapper(codes, levels=2)
+    counts = cells.bincount(minlength=len(mapper.centres))
+    went_on_from = []
+    level = Mapper.level
+
+    def watched(mapper, number, e, of_cells=None, before=None):
+        if number and len(e) == len(codes):
+            went_on_from.append(before)
+        return level(mapper, number, e, of_cells, before)
+
+    monkeypatch.setattr(Mapper, "level", watched)
+    chosen, _ = IMLE(**TINY_IMLE, refine=4).match(mapper, codes, cells, counts, 5, 3)
+    with evaluation_mode(mapper):
+        made = level(mapper, 0, chosen[:, : mapper.noise_dims[0]], cells)
+    torch.testing.assert_close(went_on_from[0], made)
 
 
 def test_a_level_without_noise_is_refused(codes):
@@ -395,6 +484,8 @@ def test_no_more_cells_than_distinct_codes(codes):
         nearest(model.sample(50), few)[1], torch.zeros(50), atol=1e-3, rtol=0
     )
     assert len(IMLE(**TINY_IMLE).fit(codes).mapper_.centres) == 12  # of 150 codes
+    many = torch.rand(6400, 2, generator=torch.Generator().manual_seed(0))
+    assert len(IMLE()._centres(many, 0, torch.device("cpu"))) == 100  # one for 64, more than a root
 
 
 @pytest.mark.parametrize("seed", range(6))
