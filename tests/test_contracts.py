@@ -1,17 +1,20 @@
 """One set of checks over every sampler: of codes, and of images."""
 
 import copy
+import dataclasses
+import functools
 import inspect
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_IMLE
+from conftest import TINY_GLO, TINY_IMLE, TINY_TUNING
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glann import GLANN, GlannError
+from glann import GLANN, GLO, IMLE, FineTuning, GlannError
 from glann.baselines import make_baseline
+from glann.contrastive import learn_features
 from glann.pipeline import CODE_SAMPLERS, load_sampler, save_sampler
 
 UNFITTED = {
@@ -145,3 +148,96 @@ def test_what_has_not_learned_says_so(codes):
         for name in asked.keys() & set(dir(model)):
             with pytest.raises(GlannError, match="has not learned anything yet; call fit"):
                 getattr(model, name)(*asked[name])
+
+
+# ---------------------------------------------------------------------- trainings
+
+
+def imle(trained, digits, **settings):
+    model = IMLE(**{**TINY_IMLE, **settings})
+    return model.fit(trained.codes, generator=trained.generator).sample(9)
+
+
+def glo(trained, digits, **settings):
+    return GLO(**{**TINY_GLO, **settings}).fit(digits).codes_
+
+
+def finetune(trained, digits, **settings):
+    samples = trained.sampler.fresh(len(digits))
+    given = {"samples": samples, "like": GLO(**TINY_GLO), "features": features_of(digits)}
+    tuning = FineTuning(**{**TINY_TUNING, "epochs": 1, **settings})
+    tuned = tuning.fit(digits, trained.codes, trained.generator, **given)
+    return tuned.generator_.layers[0].weight.detach()
+
+
+@functools.cache
+def features_of(digits):
+    return learn_features(digits, epochs=2, device=torch.device("cpu"))[0]
+
+
+def baseline(name, digits, **settings):
+    small = {"images_seen": 300, "batch_size": 32, "noise_dim": 6, "width": 8, "hidden": 32}
+    fitted = make_baseline(name, **{**small, **settings}).fit(digits)
+    return fitted.generator_.layers[0].weight.detach()
+
+
+def gan(trained, digits, **settings):
+    return baseline("wgan-gp", digits, **{"discriminator_steps": 2, **settings})
+
+
+def began(trained, digits, **settings):
+    return baseline("began", digits, **settings)
+
+
+def pixel_imle(trained, digits, **settings):
+    return baseline("pixel-imle", digits, **settings)
+
+
+OTHERS = {
+    imle: {
+        **{"noise_dim": 9, "width": 24, "depth": 1, "levels": 1, "cells": 3, "epochs": 2.0},
+        **{"batch_size": 40, "lr": 2e-3, "weight_decay": 0.1, "schedule": "constant", "pool": 3.0},
+        **{"refine": 1, "keep": 1, "detail": 0.5, "mix": 0.5, "tries": 3, "refuse": 0.5},
+        **{"metric": "codes", "perturbation": 0.1, "precision": "bfloat16"},
+    },
+    glo: {
+        **{"code_dim": 7, "epochs": 3.0, "batch_size": 40, "optimiser": "adam", "loss": "l1"},
+        **{"generator_lr": 5e-3, "code_lr": 5e-3, "schedule": "cosine", "space": "ball"},
+        **{"start": "random", "width": 12, "hidden": 16, "batch_norm": False},
+        **{"blocks": "residual", "precision": "bfloat16"},
+    },
+    finetune: {
+        **{"epochs": 2.0, "batch_size": 40, "lr": 5e-3, "schedule": "cosine", "loss": "l1"},
+        **{"distance": 3.0, "sample_batch_size": 30},
+    },
+    gan: {
+        **{"loss": "least-squares", "penalty": "around-real", "penalty_weight": 1.0, "clip": 0.01},
+        **{"norm": "spectral", "discriminator_steps": 1, "lr": 1e-3, "beta1": 0.9, "beta2": 0.99},
+        **{"ema": 0.5},
+    },
+    began: {"gamma": 0.1, "balance_rate": 0.9},
+    pixel_imle: {"subset": 60, "pool": 1.0, "keep": 2, "lr": 1e-2},
+}
+"""Of each training other values of its settings than those that it is tried with."""
+
+by_default = functools.cache(lambda train, trained, digits: train(trained, digits))
+
+NOTHING_TO_SEE = {
+    imle: {"search"},  # finds the same among so few
+    glo: {"feature_images", "feature_width", "vgg_weights", "codes_on"},  # of features and places
+    finetune: set(),
+}
+
+
+@pytest.mark.parametrize(("kind", "train"), [(IMLE, imle), (GLO, glo), (FineTuning, finetune)])
+def test_every_setting_is_tried(kind, train):
+    names = {field.name for field in dataclasses.fields(kind)}
+    assert names == OTHERS[train].keys() | NOTHING_TO_SEE[train]
+
+
+@pytest.mark.parametrize(
+    ("train", "name"), [(train, name) for train, others in OTHERS.items() for name in others]
+)
+def test_a_setting_makes_a_difference(train, name, trained, digits):
+    plain = by_default(train, trained, digits)
+    assert not torch.equal(plain, train(trained, digits, **{name: OTHERS[train][name]}))

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from conftest import TINY_GLO, TINY_IMLE, TINY_TUNING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from glann import storage
+from glann import GLO, IMLE, FineTuning, storage
+from glann.baselines import make_baseline
+from glann.contrastive import learn_features
 from glann.errors import GlannError
 from glann.networks import BLOCKS, Generator
 from glann.optimisers import (
@@ -41,6 +44,47 @@ def test_one_cycle_is_torchs():
             scheduler.step()
     assert learning_rate("one-cycle", base, 0, fine) == pytest.approx(base / 25)
     assert learning_rate("one-cycle", base, 300_000, fine) == base
+
+
+def learn_all(name, digits, trained):
+    """A training of 20 steps, whose rate is .02 at the highest, by module and schedule."""
+    if name == "glo":
+        GLO(**TINY_GLO, schedule="cosine", generator_lr=0.02).fit(digits)
+    elif name == "imle":
+        IMLE(**TINY_IMLE, schedule="one-cycle", lr=0.02).fit(trained.codes)
+    elif name == "finetuning":
+        tuning = FineTuning(**{**TINY_TUNING, "lr": 0.02}, schedule="halving")
+        tuning.fit(digits, trained.codes, trained.generator, like=GLO(**TINY_GLO))
+    elif name == "contrastive":
+        learn_features(digits[:40], epochs=20, device=torch.device("cpu"))
+    else:
+        small = {"images_seen": 600, "batch_size": 32, "noise_dim": 6, "width": 8, "hidden": 32}
+        make_baseline("pixel-imle", **small, lr=0.02).fit(digits)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("glo", "cosine"),
+        ("imle", "one-cycle"),
+        ("finetuning", "halving"),
+        ("contrastive", "one-cycle"),
+        ("baselines.pixel_imle", "cosine"),
+    ],
+)
+def test_trainings_follow_their_schedule_from_the_first_step_to_the_last(
+    name, schedule, digits, trained, monkeypatch
+):
+    rates = []
+
+    def watched(optimiser, lr):
+        rates.append(lr)
+        set_learning_rate(optimiser, lr)
+
+    monkeypatch.setattr(f"glann.{name}.set_learning_rate", watched)
+    monkeypatch.setattr("glann.contrastive.LR", 0.02)
+    learn_all(name, digits, trained)
+    assert rates == [learning_rate(schedule, 0.02, step, 20) for step in range(20)]
 
 
 def test_cosine_is_torchs():
@@ -113,8 +157,9 @@ def take_steps(network: torch.nn.Module, optimiser: torch.optim.Optimizer, n: in
     ],
     ids=OPTIMISERS,
 )
-def test_an_optimiser_goes_on_from_its_saved_state(tmp_path, make, numbers):
-    network = three_layers()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_optimiser_goes_on_from_its_saved_state(tmp_path, make, numbers, layout):
+    network = three_layers().to(memory_format=layout)
     optimiser = make(network)
     take_steps(network, optimiser, 3)
     parts = {"network": network.state_dict(), "optimiser": optimiser_state(optimiser)}
@@ -122,7 +167,7 @@ def test_an_optimiser_goes_on_from_its_saved_state(tmp_path, make, numbers):
     take_steps(network, optimiser, 2)
 
     _, parts = storage.load(tmp_path, "x")
-    again = three_layers()
+    again = three_layers().to(memory_format=layout)
     again.load_state_dict(parts["network"])
     fresh = make(again)
     load_optimiser_state(fresh, parts["optimiser"])
