@@ -149,6 +149,21 @@ def test_learning_tells_images_apart_and_leaves_the_statistics_of_images(digits)
     assert [float(each.std()) for each in features.maps(to_float(digits))] == pytest.approx([1] * 3)
 
 
+def test_each_step_sees_images_twice_and_never_the_same_way(digits, monkeypatch):
+    seen = []
+
+    def watched(images, chance):
+        seen.append((images, chance))
+        return view(images, chance)
+
+    monkeypatch.setattr("glann.contrastive.view", watched)
+    learn(digits, epochs=3)
+    assert len(seen) == 6
+    for (one, _), (other, _) in zip(seen[::2], seen[1::2], strict=True):
+        assert torch.equal(one, other)
+    assert len(torch.cat([chance for _, chance in seen]).unique(dim=0)) == 6 * len(digits)
+
+
 @pytest.mark.parametrize(
     ("n", "height", "width", "wanted"),
     [(9, 8, 8, 9), (999, 8, 8, 256), (999, 64, 64, 256), (999, 64, 256, 64), (999, 256, 256, 32)],
@@ -169,6 +184,7 @@ def test_killed_and_resumed_equals_straight_bit_for_bit(digits, tmp_path, kill_a
     kill_at(0)
     resumed = learn(digits, tmp_path, epochs=4)
     loaded = load_features(tmp_path, (1, 8, 8))
+    assert not any(module.training for module in loaded.modules())
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
         assert torch.equal(value, loaded.state_dict()[name]), name
