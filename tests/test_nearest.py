@@ -188,6 +188,14 @@ def test_coarse_distances_are_off_by_no_more_than_is_said(seed, d, tile, near, f
     assert (wanted <= error)[least < 0].all()
 
 
+def test_a_tile_is_in_question_where_it_may_hold_a_nearer_point_than_any_other(monkeypatch):
+    """From 9 to 11, from 10.3 to 10.7, and from 10.8 on: the third is farther than the second."""
+    bounds = torch.tensor([[10.0], [10.5], [11.8]]), torch.tensor([[1.0], [0.2], [1.0]])
+    monkeypatch.setattr(module, "_least", lambda *_: bounds)
+    found = module._in_question(torch.zeros(1, 2), [torch.zeros(1, 2)] * 3, torch.float32, 1)
+    assert found[:, 0].tolist() == [True, True, False]
+
+
 def test_coarse_distances_leave_few_tiles_in_question():
     queries, points = random_points(1, 300, 48), random_points(2, 4000, 48)
     for precision, most in zip(PRECISIONS, (1.1, 4.0), strict=True):

@@ -277,10 +277,12 @@ def test_seconds_before_a_resume_count(tmp_path, every_step):
     with pytest.raises(Killed):
         method(tmp_path, kill_at(8))
     manifest = storage.read_manifest(tmp_path)
-    manifest["seconds"] = 1000.0
+    manifest |= {"seconds": 1000.0, "cpu_seconds": 500.0}
     storage.write_json(tmp_path / "manifest.json", manifest)
     method(tmp_path)
-    assert 1000 <= storage.read_manifest(tmp_path)["seconds"] < 1100
+    manifest = storage.read_manifest(tmp_path)
+    assert 1000 <= manifest["seconds"] < 1100
+    assert 500 <= manifest["cpu_seconds"] < 600
     assert log_of(tmp_path)[-1]["seconds"] >= 1000
 
 
