@@ -2,19 +2,24 @@
 
 import copy
 import inspect
+import json
 
 import pytest
 import torch
 from conftest import Killed
+from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from glann import GLANN, GlannError, storage
 from glann.baselines import MODELS, make_baseline
+from glann.baselines.adversarial import LOSSES, PENALTIES
 from glann.baselines.gan import Autoencoder, average
-from glann.baselines.sampler import tensors_of
+from glann.baselines.pixel_imle import _candidates
+from glann.baselines.sampler import step_noise, tensors_of
 from glann.evaluation.frechet import frechet_distance
 from glann.images import to_float
 from glann.networks import Encoder, Generator
-from glann.training import read_snapshots
+from glann.randomness import seeded
+from glann.training import Batches, read_snapshots
 
 TINY = {"images_seen": 400, "batch_size": 32, "noise_dim": 6, "width": 8, "hidden": 32}
 NAMES = sorted(MODELS)
@@ -237,11 +242,124 @@ def test_pixel_imle_matches_fewer_large_images_at_a_time(shape, wanted):
     assert imle._batches(images).n == wanted
 
 
-def test_a_vaes_loss_is_the_bound(digits, tmp_path):
-    """With a posterior of N(0, I) the divergence is 0: what is logged falls towards the error."""
-    import json
+def logged(folder, model, images, **given):
+    """The lines of a training's log."""
+    model.fit(images, folder=folder, **given)
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
-    tiny("vae", images_seen=150 * 60).fit(digits, folder=tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+
+def test_pixel_imle_learns_from_the_nearest_candidate(digits, tmp_path):
+    """The oracle: Σ min ‖x − G(e)‖² of a generator that stays as it was."""
+    still = {"lr": 0.0, "batch_norm": False, "images_seen": 100, "subset": 100}
+    model = tiny("pixel-imle", **still)
+    (line,) = logged(tmp_path, model, digits, seed=3)
+    subset, pool = model._draw(3, 0, digits)
+    with torch.no_grad():
+        made = model.generator_(pool)
+    nearest = torch.cdist(to_float(digits[subset]).flatten(1), made.flatten(1)).amin(1)
+    assert line["loss"] == pytest.approx(float(nearest.square().mean()), rel=1e-4)
+
+
+def test_pixel_imle_matches_what_sampling_will_make():
+    generator = Generator(6, (1, 8, 8), width=8, hidden=16, on_sphere=False)
+    pool = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    before = copy.deepcopy(generator.state_dict())
+    found = _candidates(generator.train(), pool)
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(found, generator.eval()(pool).flatten(1))
+
+
+def at_first(name, digits):
+    """Scores of a batch of all images and of as many samples, before anything was learned."""
+    with seeded(3, "generator"):
+        generator = Generator(6, (1, 8, 8), width=8, hidden=32, on_sphere=False)
+    with seeded(3, "discriminator"):
+        discriminator = tiny(name)._discriminator(generator)
+    (rows,) = Batches(150, 150, 1).epoch_of(3, 0)
+    with torch.no_grad():
+        fake = generator(step_noise(3, 0, 150, 6, torch.device("cpu")))
+        return discriminator(to_float(digits[rows])), discriminator(fake)
+
+
+@pytest.mark.parametrize("name", ["ns-gan", "r3gan"])
+def test_both_players_losses_are_of_images_and_samples(digits, tmp_path, name):
+    still = {"lr": 0.0, "penalty_weight": 0.0, "images_seen": 150, "batch_size": 150}
+    (line,) = logged(tmp_path, tiny(name, **still), digits, seed=3)
+    scores = at_first(name, digits)
+    loss = LOSSES[tiny(name).loss]
+    assert line["loss"] == pytest.approx(float(loss.discriminator(*scores)), rel=1e-4)
+    assert line["generator_loss"] == pytest.approx(float(loss.generator(*scores)), rel=1e-4)
+
+
+def test_began_weighs_samples_by_how_much_worse_images_are(digits, tmp_path, kill_at):
+    """Its equation for k, which begins at 0."""
+    kill_at(2)
+    with pytest.raises(Killed):
+        tiny("began", lr=0.0, images_seen=300, batch_size=150, gamma=0.9, balance_rate=4.0).fit(
+            digits, seed=3, folder=tmp_path
+        )
+    _, parts = storage.load(tmp_path, "gan")
+    real, fake = at_first("began", digits)
+    wanted = 4 * float(0.9 * real.mean() - fake.mean())
+    assert 0 < wanted < 1
+    assert float(parts["balance"]["k"]) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_penalty_counts_by_its_weight(digits, tmp_path):
+    """Of a discriminator that stays as it was."""
+    losses = []
+    for weight in (0.0, 5.0, 10.0):
+        model = tiny("wgan-gp", lr=0.0, images_seen=64, penalty_weight=weight)
+        losses.append(logged(tmp_path / str(weight), model, digits)[-1]["loss"])
+    assert losses[1] - losses[0] > 0.1
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+
+
+def test_each_step_has_noise_of_its_own(digits, monkeypatch):
+    """For samples, and for the places at which gradients are looked at."""
+    noises, places = [], []
+    penalty = PENALTIES["interpolated"]
+
+    def drawing(*given):
+        noises.append(step_noise(*given))
+        return noises[-1]
+
+    def looking(discriminator, real, fake, drawn):
+        places.append(drawn)
+        return penalty.of(discriminator, real, fake, drawn)
+
+    monkeypatch.setattr("glann.baselines.gan.step_noise", drawing)
+    monkeypatch.setitem(PENALTIES, "interpolated", penalty._replace(of=looking))
+    tiny("wgan-gp", images_seen=150).fit(digits)
+    for drawn in (noises, places):
+        assert len(torch.stack(drawn).flatten(1).unique(dim=0)) == 5
+
+
+def test_a_vaes_loss_falls(digits, tmp_path):
+    lines = logged(tmp_path, tiny("vae", images_seen=150 * 60), digits)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert all(line["divergence"] > 0 for line in lines)
+
+
+def test_a_vaes_loss_is_the_bound(digits, tmp_path):
+    """The oracle: torch's distributions, before anything was learned."""
+    model = tiny("vae", images_seen=150, batch_size=150)
+    (line,) = logged(tmp_path, model, digits, seed=3)
+    with seeded(3, "generator"):
+        decoder = Generator(6, (1, 8, 8), width=8, hidden=32, on_sphere=False)
+    with seeded(3, "encoder"):
+        encoder = Encoder((1, 8, 8), 12, 8, 32)
+    (rows,) = Batches(150, 150, 1).epoch_of(3, 0)
+    real = to_float(digits[rows])
+    with torch.no_grad():
+        mean, spread = encoder(real).chunk(2, dim=1)
+    posterior = Normal(mean, torch.nn.functional.softplus(spread))
+    e = step_noise(3, 0, 150, 6, torch.device("cpu"))
+    with torch.no_grad():
+        decoded = decoder(mean + posterior.stddev * e)
+    pixels = Bernoulli(decoded, validate_args=False)
+    error = -pixels.log_prob(real).flatten(1).sum(1).mean()
+    divergence = kl_divergence(posterior, Normal(0.0, 1.0)).sum(1).mean()
+    assert line["divergence"] == pytest.approx(float(divergence), rel=1e-3)
+    assert line["loss"] == pytest.approx(float(error + divergence), rel=1e-4)
