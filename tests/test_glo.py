@@ -11,6 +11,7 @@ from glann import GLO, GlannError, glo
 from glann import images as pixels
 from glann.images import to_float, to_uint8
 from glann.networks import to_sphere
+from glann.optimisers import learning_rate
 
 
 def reconstruction_error(fitted, images):
@@ -256,6 +257,33 @@ def test_every_image_counts_in_every_epoch(digits):
     codes = GLO(**{**TINY_GLO, "epochs": 1}).fit(digits).codes_
     moved = (codes - to_sphere(start)).abs().sum(1) > 0
     assert moved.all()
+
+
+def test_codes_and_generator_have_learning_rates_of_their_own(digits):
+    start = to_sphere(GLO(**TINY_GLO)._starting_codes(digits, 0))
+    before = GLO(**TINY_GLO, code_lr=0.0, generator_lr=0.0).fit(digits).generator_.state_dict()
+    for rate, codes_move, weights_move in (("code_lr", False, True), ("generator_lr", True, False)):
+        fitted = GLO(**TINY_GLO, **{rate: 0.0}).fit(digits)
+        assert codes_move != torch.allclose(fitted.codes_, start, atol=1e-6)
+        weights = fitted.generator_.layers[0].weight
+        assert weights_move != torch.equal(weights, before["layers.0.weight"])
+
+
+def test_codes_follow_their_schedule_and_are_corrected_by_the_epochs_they_saw(digits, monkeypatch):
+    given = []
+    step = glo.CodeAdam.step
+
+    def watched(adam, codes, rows, gradient, *more):
+        given.append(more)
+        return step(adam, codes, rows, gradient, *more)
+
+    monkeypatch.setattr(glo.CodeAdam, "step", watched)
+    GLO(**{**TINY_GLO, "epochs": 3}, schedule="cosine", code_lr=0.02).fit(digits)
+    unbiased = glo.CodeAdam(torch.zeros(1, 1)).unbiased
+    assert given == [
+        (learning_rate("cosine", 0.02, number, 15), *unbiased(number // 5 + 1))
+        for number in range(15)
+    ]
 
 
 def test_pca_start_is_sklearns(digits):
