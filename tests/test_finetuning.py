@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -33,18 +34,18 @@ def error(generator, codes, images):
 # ---------------------------------------------------------------------- what is learned
 
 
+@pytest.mark.parametrize("metric", ["codes", "images"])
 @pytest.mark.parametrize("detail", [0.0, 0.4, 1.0])
-def test_reached_codes_lie_between_mapped_noise_and_the_codes(stages, detail):
-    codes = stages[0].codes_
-    imle = IMLE(**TINY_IMLE, detail=detail, metric="codes").fit(codes, seed=1)
+def test_reached_codes_lie_between_mapped_noise_and_the_codes(stages, detail, metric):
+    codes, generator = stages[0].codes_, stages[0].generator_
+    imle = IMLE(**TINY_IMLE, detail=detail, metric=metric).fit(codes, generator=generator, seed=1)
     assert imle.chosen_.shape == (len(codes), TINY_IMLE["noise_dim"])
     reached = imle.reached(codes)
     if detail == 1:
         torch.testing.assert_close(reached, codes)
     if detail:  # what samples get beside an anchor
         anchors, details = imle.details_
-        made = anchors + details
-        torch.testing.assert_close(reached, made / made.norm(dim=1, keepdim=True))
+        torch.testing.assert_close(reached, imle.metric_.codes(anchors + details))
     assert reached.norm(dim=1).sub(1).abs().max() < 1e-5
 
 
@@ -162,6 +163,69 @@ def test_with_samples_their_features_are_spread_more_like_those_of_images(digits
         errors.append(error(tuned, codes, digits))
     assert distances[1] < 0.7 * distances[0]
     assert errors[1] < 2 * errors[0]
+
+
+class Watched(Generator):
+    """Keeps the codes that it was given to learn from."""
+
+    seen: ClassVar[list[torch.Tensor]] = []
+
+    def forward(self, z):
+        if self.training:
+            self.seen.append(z.detach().clone())
+        return super().forward(z)
+
+
+def test_each_step_sees_other_samples_beside_other_images(digits, stages, monkeypatch):
+    glo, imle = stages
+    codes, samples = imle.reached(glo.codes_), imle.fresh(len(digits), 1)
+    features = learn_features(digits, epochs=2, seed=0, device=torch.device("cpu"))[0]
+    watched = Watched(**glo.generator_.config)
+    watched.load_state_dict(glo.generator_.state_dict())
+    Watched.seen.clear()
+    compared, renewed = [], []
+    own, renew = Distance.__call__, Distance.renew
+
+    def comparing(distance, made, ways, rows, share, *more):
+        compared.append((ways, rows, share))
+        return own(distance, made, ways, rows, share, *more)
+
+    def renewing(distance, step, made):
+        renewed.append((step, made))
+        renew(distance, step, made)
+
+    monkeypatch.setattr(Distance, "__call__", comparing)
+    monkeypatch.setattr(Distance, "renew", renewing)
+    tuning = FineTuning(**{**TINY, "epochs": 2}, sample_batch_size=40)
+    tuning.fit(digits, codes, watched, samples=samples, features=features, like=glo)
+    drawn = torch.stack([z[30:] for z in Watched.seen])  # after the images' codes
+    assert drawn.shape == (10, 40, TINY_GLO["code_dim"])
+    assert (drawn[:, :, None] == samples).all(3).any(2).all()
+    for each in (drawn, *map(torch.stack, list(zip(*compared, strict=True))[:2])):
+        assert len(each.flatten(1).unique(dim=0)) == 10
+    assert renewed == [(step, 40) for step in range(10)]
+    shares = [share for *_, share in compared]
+    assert shares == [Distance.share(None, step, 40) for step in range(10)]
+
+
+def test_the_distance_counts_by_its_weight(digits, stages, tmp_path):
+    """Of a generator that stays as it was, but for BatchNorm's statistics of what it now sees."""
+    glo, imle = stages
+    codes, samples = imle.reached(glo.codes_), imle.fresh(len(digits), 1)
+    features = learn_features(digits, epochs=2, seed=0, device=torch.device("cpu"))[0]
+    given = {"samples": samples, "features": features, "like": glo}
+    losses = []
+    for weight in (1.0, 3.0, 5.0):
+        tuning = FineTuning(epochs=1, batch_size=32, lr=0.0, distance=weight)
+        folder = tmp_path / str(weight)
+        tuned = tuning.fit(digits, codes, glo.generator_, **given, folder=folder).generator_
+        losses.append(json.loads((folder / "log.jsonl").read_text())["loss"])
+    assert losses[1] - losses[0] > 0.1
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-3)
+    then = glo.generator_.state_dict()
+    for name, value in tuned.state_dict().items():
+        of_batches = "running" in name or "num_batches" in name
+        assert torch.equal(value, then[name]) != of_batches, name
 
 
 @pytest.mark.parametrize(("wanted", "pixels", "made"), [(7, 2**20, 7), (40, 1, 32)])
