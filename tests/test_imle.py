@@ -466,6 +466,22 @@ def test_of_several_candidates_a_sample_is_the_first_but_the_farthest(codes, tri
     assert torch.equal(IMLE.from_state(*often.state()).sample(20, seed=1), often.sample(20, seed=1))
 
 
+def test_each_candidate_of_a_sample_has_noise_of_its_own(codes, monkeypatch):
+    model = IMLE(**TINY_IMLE, tries=3).fit(codes)
+    seen = []
+    forward = Mapper.forward
+
+    def watched(mapper, e, *more):
+        seen.append(e)
+        return forward(mapper, e, *more)
+
+    monkeypatch.setattr(Mapper, "forward", watched)
+    model.sample(1024)
+    numbers = torch.cat(seen)
+    assert numbers.shape == (3 * 1024, 8)
+    assert len(numbers.unique()) > 0.99 * numbers.numel()  # of so many a few are equal by chance
+
+
 def test_details_bring_back_what_was_averaged_away():
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(600, 8, generator=generator)  # no mapper can follow noise

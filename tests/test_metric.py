@@ -40,7 +40,9 @@ def test_a_scale_does_not_count():
     torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("matrix", [torch.zeros(3, 3), torch.diag(torch.tensor([1.0, 0, 0]))])
+@pytest.mark.parametrize(
+    "matrix", [torch.zeros(3, 3), *(torch.diag(torch.tensor([c, 0, 0])) for c in (1.0, 1e6))]
+)
 def test_directions_that_make_no_difference_come_back(matrix):
     metric = Metric.of(matrix, on_sphere=False)
     codes = codes_of(10, 3)

@@ -112,7 +112,7 @@ def method(
     *,
     identity: dict[str, Any] | None = None,
     seed: int = 0,
-    epochs: int = EPOCHS,
+    epochs: float = EPOCHS,
     loss_of: Callable[[int, torch.Tensor], torch.Tensor] = lambda step, loss: loss,
     after_step: Callable[[Training], None] = lambda running: None,
     progress: bool = False,
@@ -210,6 +210,11 @@ def test_how_often_it_is_saved_does_not_matter(tmp_path, monkeypatch):
     often, _ = method(tmp_path / "b")
     assert torch.equal(straight, nowhere)
     assert torch.equal(straight, often)
+
+
+def test_the_last_step_is_logged_wherever_in_an_epoch_it_is(tmp_path):
+    method(tmp_path, epochs=1.5)
+    assert [line["step"] for line in log_of(tmp_path)] == [4, 6]
 
 
 def test_lines_of_the_log_without_a_checkpoint_are_trimmed(tmp_path):
