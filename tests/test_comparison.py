@@ -420,6 +420,16 @@ def test_the_floor_has_no_more_draws_than_wanted_and_none_of_what_is_real():
     assert not torch.isin(rows, real).any()
 
 
+def test_scores_of_a_collapsed_sampler_have_the_right_names():
+    """It makes one mode of five: what it makes is right, and most is missing."""
+    near = torch.randn(2, 300, 4, generator=torch.Generator().manual_seed(0))
+    modes = 20.0 * torch.eye(5)[torch.arange(300) % 5, :4]
+    found = scores(real=near[0] + modes, fake=near[1] + modes[0])
+    assert min(found[name] for name in ("precision", "density", "f1_8")) > 0.8
+    assert max(found[name] for name in ("recall", "coverage", "f8")) < 0.35
+    assert found["kid"] > 0 == found["kid_std"]  # of so few there is one subset
+
+
 def test_features_of_training_images_are_the_floors_and_the_others():
     protocol = make(digits("train", 300), digits("test", 120))
     protocol.memorisation(digits("test", 120).images)
