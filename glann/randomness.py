@@ -8,6 +8,7 @@ import functools
 import hashlib
 import operator
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,9 @@ BLOCK = 1024
 
 NUMBERS_OF_A_THREAD = 2**18
 """Numbers that are worth a thread: a millisecond or two of drawing."""
+
+_GLOBAL = threading.RLock()
+"""Whose turn it is with torch's global generator."""
 
 
 def _number(seed: int, purpose: str, index: int) -> int:
@@ -87,7 +91,7 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 
     For the starting weights of networks, which torch draws from its global generator.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _GLOBAL, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would also seed the GPUs' generators, and not give them back.
         torch.default_generator.manual_seed(_number(seed, purpose, 0))
         yield

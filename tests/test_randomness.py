@@ -1,5 +1,7 @@
 import contextlib
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -142,6 +144,23 @@ def test_seeded_gives_the_generator_back_after_an_error():
         torch.rand(3)
         raise RuntimeError
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_threads_take_turns_with_the_global_generator():
+    """Networks made in two threads at once would else get some of each other's numbers."""
+    inside = threading.Event()
+
+    def draw(seed):
+        with seeded(seed, "x"):
+            inside.set()
+            return torch.rand(3)
+
+    wanted = draw(1)
+    inside.clear()
+    with ThreadPoolExecutor(1) as pool, seeded(0, "x"):
+        other = pool.submit(draw, 1)
+        assert not inside.wait(0.1)
+    assert torch.equal(other.result(), wanted)
 
 
 def test_seeded_leaves_the_gpus_generators_alone(monkeypatch):
