@@ -38,7 +38,7 @@ from glann.optimisers import (
 from glann.randomness import generator as random_generator
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
-from glann.training import Batches, Parts, Training
+from glann.training import Batches, Parts, Training, learning
 
 
 @dataclass(kw_only=True)
@@ -70,6 +70,7 @@ class FineTuning:
         minimum=2,
     )
 
+    @learning
     def fit(
         self,
         images: object,

@@ -40,7 +40,7 @@ from glann.randomness import generator as random_generator
 from glann.randomness import permutation, seeded
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint, scratch
-from glann.training import Batches, Parts, Training
+from glann.training import Batches, Parts, Training, learning
 
 PCA_IMAGES = 10_000
 """Images that the PCA of the codes' start is fitted to, at the most: more don't change it much."""
@@ -105,6 +105,7 @@ class GLO:
         "auto", "of matrix products; auto: bfloat16 where that is faster", choices=PRECISIONS
     )
 
+    @learning
     def fit(
         self,
         images: object,

@@ -55,7 +55,7 @@ from glann.randomness import BLOCK, noise, permutation, seeded
 from glann.randomness import generator as random_generator
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
-from glann.training import SNAPSHOT, Batches, Parts, Training
+from glann.training import SNAPSHOT, Batches, Parts, Training, learning
 
 CLUSTERED = 50_000
 """Codes that k-means is fitted to, at the most: more don't move its centres much."""
@@ -158,6 +158,7 @@ class IMLE:
                 "needs a number of noise at least"
             )
 
+    @learning
     def fit(
         self,
         codes: object,

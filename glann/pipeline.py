@@ -21,6 +21,7 @@ from glann.nearest import nearest
 from glann.networks import Generator, evaluation_mode, to_ball, to_sphere
 from glann.optimisers import learning_rate
 from glann.places import find_pipeline
+from glann.training import learning
 
 
 class CodeSampler(Protocol):
@@ -196,6 +197,7 @@ class GLANN:
             )
         return self.generate(self.codes[indices])
 
+    @learning
     def project(self, images: object, steps: int = 300, lr: float = 0.05) -> Projection:
         """Find codes for images that were not trained on, by optimisation.
 
@@ -313,6 +315,7 @@ class GLANN:
         storage.save(Path(folder), "pipeline", manifest, parts)
 
     @classmethod
+    @learning  # weights that were loaded in inference mode never have gradients
     def load(cls, folder_or_name: str | Path, device: str = "cpu") -> "GLANN":
         """Load a pipeline: its folder, its run's folder, or the name of a shipped one.
 

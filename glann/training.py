@@ -59,6 +59,9 @@ SNAPSHOT = 1000
 
 Parts = dict[str, dict[str, torch.Tensor]]
 
+learning = torch.inference_mode(False)
+"""Decorates what learns: it has gradients, even if it is called within torch.no_grad()."""
+
 
 class Interrupted(GlannError):
     """Training was stopped by Ctrl-C or a signal, after saving."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from glann import GLANN, GLO, IMLE, FineTuning, GlannError
 from glann.baselines import make_baseline
 from glann.contrastive import learn_features
+from glann.evaluation.classifier import train_classifier
 from glann.pipeline import CODE_SAMPLERS, load_sampler, save_sampler
 
 UNFITTED = {
@@ -139,6 +140,35 @@ class TestImageSampler:
     def test_saved_and_loaded_is_the_same(self, name, pipeline, tmp_path):
         pipeline.save(tmp_path)
         assert torch.equal(GLANN.load(tmp_path).sample(20, seed=5), pipeline.sample(20, seed=5))
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_what_learns_has_gradients_wherever_it_is_called(without, digits, trained, tmp_path):
+    trained.save(tmp_path)
+    labels = torch.arange(len(digits)) % 2
+    tiny_glo, tiny_imle, tiny_tuning = (
+        {**tiny, "epochs": 1} for tiny in (TINY_GLO, TINY_IMLE, TINY_TUNING)
+    )
+
+    def learned():
+        loaded = GLANN.load(tmp_path)
+        tuned = FineTuning(**tiny_tuning).fit(
+            digits, trained.codes, loaded.generator, like=GLO(**tiny_glo)
+        )
+        imle = IMLE(**tiny_imle).fit(trained.codes, generator=loaded.generator)
+        return [
+            GLO(**tiny_glo).fit(digits).codes_,
+            imle.sample(5),
+            GLANN(tuned.generator_, imle).sample(5),
+            make_baseline("vae", images_seen=300).fit(digits).sample(5),
+            loaded.project(digits[:2], steps=3).codes,
+            train_classifier(digits, labels, torch.device("cpu"))(digits.float()).detach(),
+        ]
+
+    with without():
+        found = learned()
+    for made, wanted in zip(found, learned(), strict=True):
+        assert torch.equal(made, wanted)
 
 
 def test_what_has_not_learned_says_so(codes):

@@ -18,7 +18,7 @@ from glann.randomness import generator as random_generator
 from glann.randomness import noise, seeded
 from glann.settings import as_dict, check, setting
 from glann.storage import fingerprint
-from glann.training import SNAPSHOT, Batches, Parts, Training
+from glann.training import SNAPSHOT, Batches, Parts, Training, learning
 
 
 @dataclass(kw_only=True)
@@ -41,6 +41,7 @@ class NoiseSampler:
 
     name: ClassVar[str]
 
+    @learning
     def fit(
         self,
         images: object,

@@ -19,7 +19,7 @@ from glann.images import to_float
 from glann.networks import evaluation_mode
 from glann.optimisers import adam, learning_rate, set_learning_rate
 from glann.randomness import generator, permutation, seeded
-from glann.training import Batches, Training
+from glann.training import Batches, Training, learning
 
 DIM = 128
 """Features of an image: few enough for the covariance of some hundred test images, which FID needs.
@@ -112,6 +112,7 @@ def shifted(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     return moved.permute(0, 3, 1, 2)
 
 
+@learning
 def train_classifier(
     images: torch.Tensor, labels: torch.Tensor, device: torch.device, progress: bool = False
 ) -> Classifier:
