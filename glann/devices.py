@@ -22,7 +22,22 @@ WARM_UP = 3
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    """The device called `name`: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.
+
+    Refused while torch makes tensors of another kind, or elsewhere, than it does by itself.
+    """
+    dtype, default = torch.get_default_dtype(), torch.get_default_device()
+    if dtype != torch.float32:
+        raise GlannError(
+            f"torch's default dtype is {dtype}; wanted torch.float32, which networks are made in: "
+            "call torch.set_default_dtype(torch.float32) before"
+        )
+    if default.type != "cpu":
+        raise GlannError(
+            f"torch's default device is {default}; wanted cpu, where random numbers are drawn: "
+            "call torch.set_default_device('cpu') before, and to compute there say "
+            f"device='{default}'"
+        )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and processes.count() > 1 and torch.cuda.is_available():

@@ -322,6 +322,7 @@ class GLANN:
         Raises:
             GlannError: there is none, or it is damaged or from a newer glann.
         """
+        pick_device(device)  # refused before networks are made
         folder = find_pipeline(folder_or_name)
         manifest, parts = storage.load(folder, "pipeline")
         parts = {

@@ -4,9 +4,40 @@ from functools import partial
 import pytest
 import torch
 
+from glann import GLANN, GLO, IMLE, GlannError
 from glann.devices import Replayed, Rows, at_once, fast_products, upload
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "back", "message"),
+    [
+        (
+            partial(torch.set_default_dtype, torch.float64),
+            partial(torch.set_default_dtype, torch.float32),
+            "default dtype is torch.float64; wanted torch.float32",
+        ),
+        (
+            partial(torch.set_default_device, "meta"),
+            partial(torch.set_default_device, None),
+            "default device is meta; wanted cpu",
+        ),
+    ],
+)
+def test_other_defaults_of_torch_are_refused(change, back, message, digits, trained, tmp_path):
+    trained.save(tmp_path)
+    change()
+    try:
+        for call in (
+            lambda: GLO().fit(digits),
+            lambda: IMLE().fit(trained.codes),
+            lambda: GLANN.load(tmp_path),
+        ):
+            with pytest.raises(GlannError, match=message):
+                call()
+    finally:
+        back()
 
 
 def test_a_step_is_called_as_it_is_on_a_cpu():
