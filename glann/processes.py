@@ -91,6 +91,24 @@ def agree(network: nn.Module) -> None:
             dist.broadcast(tensor, 0)
 
 
+def is_first_to_say(text: str) -> bool:
+    """Whether no other process has said this: what all of them find is to be read once."""
+    if not dist.is_initialized():  # until they meet, all find the same
+        return os.environ.get("RANK", "0") == "0"
+    try:
+        # torch has no public name for the store that they met at.
+        store = dist.distributed_c10d._get_default_store()
+        return bool(store.add(ascii(text), 1) == 1)
+    except RuntimeError:  # it has gone with its process
+        return True
+
+
+def tells_of_an_end(error: RuntimeError) -> bool:
+    """Whether this is how gloo, or NCCL, takes it that another process is there no more."""
+    words = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
+    return count() > 1 and any(each in str(error) for each in words)
+
+
 def any_of(flags: list[bool]) -> list[bool]:
     """For each flag, whether any process raised it."""
     if count() == 1:

@@ -46,6 +46,7 @@ def batch_norms(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def exchanges() -> dict[str, torch.Tensor]:
+    said = [processes.is_first_to_say(text) for text in ("ä", f"{processes.rank()}", "ä")]
     table = torch.arange(14.0).reshape(7, 2)
     share = processes.Share(7)
     rows = torch.tensor([5, 2, 0, 3])
@@ -58,6 +59,7 @@ def exchanges() -> dict[str, torch.Tensor]:
         "found": processes.total(torch.zeros(7, 2).index_copy_(0, mine, own[share.places(mine)])),
         "parts": processes.by_parts(parts, lambda part: 10 * part),
         "one part": processes.by_parts(parts[:1], lambda part: part.to(torch.uint8)),
+        "said": processes.total(torch.tensor(said).long()),
         "any": torch.tensor(processes.any_of([processes.rank() == 1, False])),
     }
 

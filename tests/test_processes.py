@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import TINY_GLO, TINY_IMLE, TINY_TUNING, Killed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from glann import GLANN, GLO, IMLE, FineTuning, processes
+from glann.cli import main
 from glann.formats import fit
 from glann.networks import Generator
 from glann.randomness import seeded
@@ -168,6 +170,7 @@ def test_what_they_tell_each_other(both):
     assert results["parts"].tolist() == list(range(0, 100, 10))
     assert results["one part"].tolist() == [0, 1, 2, 3]
     assert results["any"].tolist() == [True, False]
+    assert results["said"].tolist() == [1, 2, 0]  # how many of them were the first to say it
 
 
 def test_a_file_of_the_cache_is_written_by_one_for_all(given, folder, both):
@@ -216,15 +219,34 @@ def test_the_command_line_trains_and_samples_in_two_processes(tmp_path):
 
 
 def test_a_command_for_one_process_says_so(tmp_path, monkeypatch):
-    from click.testing import CliRunner
-
-    from glann.cli import main
-
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(main, ["compare", "digits", "--run", str(tmp_path)])
     assert result.exit_code == 2
     assert "one process" in result.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [["compare", "digits"], ["nothing"]])
+def test_what_all_processes_find_wrong_one_says(monkeypatch, wrong):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        result = CliRunner().invoke(main, wrong)
+        assert result.exit_code == 2
+        assert result.output.count("Error: ") == (rank == "0")
+
+
+def test_a_process_without_the_others_ends_without_a_traceback(monkeypatch):
+    def train_glo(*args, **kwargs):
+        raise RuntimeError("[…/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:9")
+
+    monkeypatch.setattr("glann.runner.train_glo", train_glo)
+    monkeypatch.setattr("glann.cli.group._meet", lambda *args: None)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(main, ["train-glo", "digits"])
+    assert result.exit_code == 2
+    assert result.output.startswith("Error: another of the processes that torchrun started has end")
 
 
 def test_without_torchrun_there_is_one_process():

@@ -34,6 +34,11 @@ TOGETHER = ("train", "train-glo", "train-imle", "sample", "evaluate")
 
 AGAIN = "The same command without --restart goes"
 
+ENDED = (
+    "another of the processes that torchrun started has ended, and none goes on without it. What "
+    "was saved is kept"
+)
+
 
 class Glann(click.Group):
     """Lists commands in the order in which one needs them and prints errors without a traceback."""
@@ -47,7 +52,7 @@ class Glann(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, and the other processes if torchrun started several."""
         found = super().resolve_command(ctx, args)
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if _several():
             _meet(ctx, str(found[0]))
         return found
 
@@ -59,9 +64,13 @@ class Glann(click.Group):
             message = str(error)
             if "--restart" in sys.argv:  # which would delete what was just saved
                 message = message.replace("The same command goes", AGAIN)
-            click.echo(f"Error: {message}", err=True)
+            _say(message)
             # 130 is what a shell reports for a command that Ctrl-C ended.
             ctx.exit(130 if type(error).__name__ == "Interrupted" else 2)
+        except click.UsageError:
+            if _several() and os.environ.get("RANK", "0") != "0":  # all find the same
+                ctx.exit(2)
+            raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
@@ -70,9 +79,30 @@ class Glann(click.Group):
         except MemoryError as error:
             _out_of_memory(ctx, error)
         except RuntimeError as error:
+            if _several():
+                from glann import processes
+
+                if processes.tells_of_an_end(error):
+                    _say(ENDED)
+                    ctx.exit(2)
             if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
                 raise
             _out_of_memory(ctx, error)
+
+
+def _several() -> bool:
+    """Whether torchrun started more processes than this one."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _say(message: str) -> None:
+    """Print an error; of several processes that come to the same, one does."""
+    if _several():
+        from glann import processes
+
+        if not processes.is_first_to_say(message):
+            return
+    click.echo(f"Error: {message}", err=True)
 
 
 def _meet(ctx: click.Context, command: str) -> None:
@@ -92,11 +122,10 @@ def _meet(ctx: click.Context, command: str) -> None:
 
 
 def _out_of_memory(ctx: click.Context, error: Exception) -> NoReturn:
-    click.echo(
-        f"Error: out of memory ({str(error).splitlines()[0] if str(error) else 'no details'}); "
+    _say(
+        f"out of memory ({str(error).splitlines()[0] if str(error) else 'no details'}); "
         "try a smaller batch_size, fewer images (data.limit) or smaller ones (data.size), or keep "
-        "codes on disk (glo.codes_on). What was saved is kept",
-        err=True,
+        "codes on disk (glo.codes_on). What was saved is kept"
     )
     ctx.exit(2)
 
