@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from glann import formats
+from glann import formats, processes
 from glann.errors import GlannError
 from glann.formats import LARGEST, SMALLEST
 from glann.images import to_uint8
@@ -334,7 +334,8 @@ class _Search:
         """Let scikit-learn fetch `what`, unless `wanted` should have been in a place."""
         if self.given or any(place.is_dir() and formats.visible(place) for place in self.places):
             raise self.missing(wanted)  # images from elsewhere in their stead would be a surprise
-        tqdm.write(f"{what}: through scikit-learn, which downloads it once", file=sys.stderr)
+        if processes.is_first():
+            tqdm.write(f"{what}: through scikit-learn, which downloads it once", file=sys.stderr)
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")

@@ -387,7 +387,7 @@ def decode(files: list[Path], size: tuple[int, int] | None, channels: int) -> to
 
     def fill(images: torch.Tensor) -> None:
         # No bar where stderr is no terminal (disable=None).
-        disable = None if len(files) > PROGRESS_FROM else True
+        disable = None if len(files) > PROGRESS_FROM and processes.is_first() else True
         with (
             ThreadPoolExecutor() as pool,
             tqdm(
@@ -492,7 +492,7 @@ def _kept(
         fill(torch.frombuffer(room, dtype=torch.uint8, offset=start).view(shape))
         room.flush()
 
-    if not path.is_file():
+    if processes.is_first() and not path.is_file():
         for left in path.parent.glob(".images-*"):  # by a process that was killed
             with contextlib.suppress(OSError):
                 if left.stat().st_mtime < time.time() - STALE_SECONDS:

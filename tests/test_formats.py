@@ -695,3 +695,6 @@ def test_progress_only_on_a_terminal_and_for_many(tmp_path, monkeypatch, capsys,
     out, err = capsys.readouterr()
     assert out == ""
     assert ("decoding" in err) == (terminal and n == 6)
+    monkeypatch.setattr(formats.processes, "is_first", lambda: False)
+    decode(files, None, 1)
+    assert capsys.readouterr().err == ""

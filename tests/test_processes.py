@@ -65,6 +65,7 @@ def folder(given, tmp_path_factory):
     done = torchrun(str(TESTS / "processes_worker.py"), str(folder))
     assert done.returncode == 0, done.stderr
     assert "Warning: Grad strides" not in done.stderr
+    assert done.stderr.count("are kept in") == 1
     return folder
 
 
