@@ -40,7 +40,17 @@ def start() -> None:
     # a default: after `init_process_group` that would be ours, and `stop` could not end it.
     importlib.import_module("torch.distributed.nn.functional")
     # Long enough for the first to decode a large folder while the others wait.
-    dist.init_process_group(backend, timeout=timedelta(days=1))
+    patience = timedelta(days=1)
+    met = dist.rendezvous("env://", timeout=patience)  # type: ignore[attr-defined]
+    store, its_rank, its_count = next(met)
+    # torchrun keeps the store when it starts all processes again (--max-restarts): what those
+    # before left there, their addresses, is not for these.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    store.set_timeout(patience)
+    dist.init_process_group(
+        backend, store=store, rank=its_rank, world_size=its_count, timeout=patience
+    )
     if not is_first():
         storage.write_nothing()
 

@@ -227,6 +227,21 @@ def test_a_command_for_one_process_says_so(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_they_meet_again_where_one_ended_and_torchrun_starts_all_anew(tmp_path):
+    script = tmp_path / "one_ends.py"
+    script.write_text(
+        "import os\n"
+        "from glann import processes\n"
+        "processes.start()\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and processes.rank() == 1:\n"
+        "    os._exit(1)\n"
+        "processes.wait()\n"
+        "processes.stop()\n"
+    )
+    done = torchrun("--max-restarts", "1", str(script))
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("wrong", [["compare", "digits"], ["nothing"]])
 def test_what_all_processes_find_wrong_one_says(monkeypatch, wrong):
     monkeypatch.setenv("WORLD_SIZE", "2")
