@@ -347,8 +347,9 @@ def test_samples_that_don_t_fit_are_refused_by_their_name(stages):
 
 
 def quick(tmp_path, *changes):
-    lengths = ("glo.epochs=1", "glo.width=8", "glo.hidden=16", "imle.width=16", "imle.epochs=6")
-    return load_recipe("digits", ["data.limit=300", *lengths, *changes]), tmp_path / "run"
+    small = ("glo.epochs=1", "glo.width=8", "glo.hidden=16", "imle.width=16", "imle.epochs=6")
+    plain = ("data.limit=300", "glo.loss=scattering", "finetune.epochs=0")
+    return load_recipe("digits", [*plain, *small, *changes]), tmp_path / "run"
 
 
 def test_a_run_s_pipeline_has_the_generator_that_learned_on_and_its_codes(tmp_path):
@@ -509,10 +510,10 @@ def test_a_recipe_has_it_where_it_says_so():
     assert make_recipe("x", {}).finetune is None
     assert make_recipe("x", {"finetune": {}}).finetune == FineTuning()
     assert make_recipe("x", {"finetune": {"epochs": 0}}).finetune is None
-    asked = load_recipe("digits", ["finetune.lr=0.01"])
+    asked = load_recipe("mnist-paper", ["finetune.lr=0.01"])
     assert asked.finetune == FineTuning(lr=0.01)
     assert "[finetune]\nepochs = 2.0" in asked.to_toml()
-    assert "finetune" not in load_recipe("digits").to_toml()
+    assert "finetune" not in load_recipe("mnist-paper").to_toml()
 
 
 def test_only_imle_s_noise_belongs_to_images():
