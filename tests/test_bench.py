@@ -147,6 +147,64 @@ def test_a_way_that_fails_is_named_with_its_reason():
             Worker(task).__enter__()
 
 
+@pytest.mark.parametrize("step", ["__enter__", "round", "memory"])
+def test_a_way_that_fails_costs_no_other(monkeypatch, step):
+    done = getattr(Worker, step)
+
+    def plain_fails(self):
+        if self.task.way in {"plain", "copy"}:
+            raise GlannError(f"'{self.task.way}' could not be measured: out of memory")
+        return done(self)
+
+    monkeypatch.setattr(Worker, step, plain_fails)
+    result = invoke("--quick", "--rounds", 1, "--only", "matching", "--device", "cpu")
+    assert result.exit_code == 0
+    whole = [line for line in result.stdout.splitlines() if line.startswith("| matching")]
+    assert len(whole) == 1
+    assert "%" in whole[0]
+    assert "× plain" not in result.stdout
+    for place in (result.stdout, result.stderr):  # as it happens, and below the table
+        assert "candidates, d 64: 'plain' could not be measured: out of memory" in place
+        assert "not measured: the machine: 'copy'" in place
+
+
+def test_a_limit_that_fails_leaves_its_shares_out(monkeypatch):
+    begin = Worker.__enter__
+
+    def limits_fail(self):
+        if self.task.row is None:
+            raise GlannError("out of memory")
+        return begin(self)
+
+    monkeypatch.setattr(Worker, "__enter__", limits_fail)
+    result = invoke("--quick", "--rounds", 1, "--only", "matching", "--device", "cpu")
+    assert result.exit_code == 0
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("| matching")]
+    assert "%" not in row
+
+
+def test_nothing_measured_is_an_error(monkeypatch, tmp_path):
+    def fails(self):
+        raise GlannError(f"'{self.task.way}' could not be measured: out of memory")
+
+    monkeypatch.setattr(Worker, "__enter__", fails)
+    result = invoke("--quick", "--only", "start", "--json", tmp_path / "x.json")
+    assert result.exit_code == 2
+    assert "nothing could be measured" in result.output
+    assert "'ours' could not be measured" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_growth_that_was_not_measured_is_not_drawn(found, monkeypatch, tmp_path):
+    others = [row for row in found[0]["rows"] if row["name"] != "growth"]
+    monkeypatch.setattr("glann.bench.bench", lambda **how: found[0] | {"rows": others})
+    result = invoke("--json", tmp_path / "x.json", "--plot", tmp_path / "x.png")
+    assert result.exit_code == 2
+    assert "nothing to draw" in result.output
+    assert "– matching" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
 # ---------------------------------------------------------------------- what is compared
 
 

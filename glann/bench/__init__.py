@@ -4,7 +4,7 @@ import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,11 +50,12 @@ def bench(
         "rows", each with its "ways", with every round's items and seconds, the median "rate" and
         "memory_bytes", its process's peak; "ratios" of our rate to the others'; "of_limit", the
         share of our time that an item's "costs" would take at the machine's limits.  A row with a
-        "part" is a part of the row before it.
+        "part" is a part of the row before it.  "failed" says what could not be measured, and why:
+        for want of memory, say; the rest goes on without it.
         "machine" has the limits; "environment", "command", … say how it was measured.
 
     Raises:
-        GlannError: an unknown name or device; something that could not be measured.
+        GlannError: an unknown name or device; nothing at all could be measured.
     """
     on_device = str(pick_device(device))
     threads = threads or torch.get_num_threads()
@@ -65,20 +66,35 @@ def bench(
             raise GlannError(f"--only {name} is unknown; {nearest_name(name, names)}")
     chosen = [number for number, row in enumerate(every) if row.name in (only or names)]
 
-    def measured(row: int | None, ways: Sequence[str], rounds: int) -> dict[str, Any]:
-        tasks = [Task(row, way, on_device, threads, quick) for way in ways]
-        return _measured(tasks, rounds)
+    failed: list[str] = []
+
+    def measured(
+        what: str, row: int | None, ways: Sequence[str], rounds: int
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for way, its in _measured(
+            [Task(row, way, on_device, threads, quick) for way in ways], rounds
+        ):
+            if isinstance(its, str):
+                failed.append(f"{what}: {its}")
+                say(f"not measured: {failed[-1]}")
+            else:
+                yield way, its
 
     limits = {}
     for name, (unit, _) in MACHINE.items():
         if name != "bfloat16" or machine.has_fast_bfloat16(torch.device(on_device)):
             say(f"the machine: {name}")
-            limits[name] = {"unit": unit, **measured(None, [name], rounds)[name]}
+            for _, its in measured("the machine", None, [name], rounds):
+                limits[name] = {"unit": unit, **its}
     found = []
     for position, number in enumerate(chosen, start=1):
         row = every[number]
         say(f"{position} of {len(chosen)}: {row.what} ({', '.join(row.ways)})")
-        found += _results(row, measured(number, list(row.ways), 1 if row.once else rounds), limits)
+        its = dict(measured(row.what, number, list(row.ways), 1 if row.once else rounds))
+        if "ours" in its:
+            found += _results(row, its, limits)
+    if not found:
+        raise GlannError(f"nothing could be measured: {'; '.join(failed)}")
     return {
         "format": FORMAT,
         "command": command,
@@ -90,21 +106,36 @@ def bench(
         | {"libraries": _libraries()},
         "machine": limits,
         "rows": found,
+        "failed": failed,
     }
 
 
-def _measured(tasks: Sequence[Task], rounds: int) -> dict[str, Any]:
-    """All rounds of all tasks, which take turns."""
+def _measured(tasks: Sequence[Task], rounds: int) -> list[tuple[str, dict[str, Any] | str]]:
+    """All rounds of all tasks, which take turns: (way, what was found, or why nothing was)."""
+    found: dict[str, dict[str, Any] | str] = {}
+
+    @contextlib.contextmanager
+    def trying(way: str) -> Iterator[None]:
+        try:
+            yield
+        except GlannError as error:
+            found[way] = str(error)
+
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker(task)) for task in tasks]
-        done: list[list[Round]] = [[] for _ in workers]
+        workers: dict[str, tuple[Worker, list[Round]]] = {}
+        for task in tasks:
+            with trying(task.way):
+                workers[task.way] = stack.enter_context(Worker(task)), []
         for _ in range(rounds):
-            for worker, its in zip(workers, done, strict=True):
-                its.append(worker.round())
-        return {
-            worker.task.way: _way(its) | {"memory_bytes": worker.memory()}
-            for worker, its in zip(workers, done, strict=True)
-        }
+            for way, (worker, done) in workers.items():
+                if way not in found:
+                    with trying(way):
+                        done.append(worker.round())
+        for way, (worker, done) in workers.items():
+            if way not in found:
+                with trying(way):
+                    found[way] = _way(done) | {"memory_bytes": worker.memory()}
+    return [(task.way, found[task.way]) for task in tasks]
 
 
 def _way(done: Sequence[Round]) -> dict[str, Any]:
@@ -139,7 +170,8 @@ def _result(
     row: Row, part: str | None, ways: dict[str, Any], costs: Costs, limits: dict[str, Any]
 ) -> dict[str, Any]:
     rate = ways["ours"]["rate"]
-    at_best = sum(cost / limits[limit]["rate"] for limit, cost in costs.items())
+    known = costs and all(limit in limits for limit in costs)
+    at_best = sum(cost / limits[limit]["rate"] for limit, cost in costs.items()) if known else None
     return {
         "name": row.name,
         "part": part,
@@ -149,7 +181,7 @@ def _result(
         "points": row.points,
         "unit": row.unit,
         "costs": costs,
-        "of_limit": rate * at_best if costs else None,
+        "of_limit": None if at_best is None else rate * at_best,
         "ratios": {name: rate / way["rate"] for name, way in ways.items() if name != "ours"},
         "ways": ways,
     }

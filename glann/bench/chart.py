@@ -29,8 +29,14 @@ def check_plot(path: Path, only: Sequence[str]) -> None:
 
 
 def plot_growth(found: dict[str, Any], path: Path) -> None:
-    """Write the picture of the rows called "growth" of what `bench` found, as PNG or SVG."""
+    """Write the picture of the rows called "growth" of what `bench` found, as PNG or SVG.
+
+    Raises:
+        GlannError: there are none, as they could not be measured.
+    """
     rows = [row for row in found["rows"] if row["name"] == "growth"]
+    if not rows:
+        raise GlannError(f"{path}: nothing to draw, as 'growth' could not be measured")
     with matplotlib.style.context(["default", _STYLE]):
         fig = Figure(figsize=(7.6, 3.2), dpi=150, layout="constrained")
         FigureCanvasAgg(fig)

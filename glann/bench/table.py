@@ -20,6 +20,7 @@ def as_text(found: dict[str, Any]) -> str:
             "rate, of bfloat16 where they are in bfloat16. Memory: the process's peak, libraries",
             "included; on a GPU, its memory.",
             *(f"{name}: {note}." for name, note in notes.items()),
+            *(f"not measured: {why}" for why in found["failed"]),
             "",
         ]
     )
