@@ -278,7 +278,7 @@ class GLANN:
             folder: made if need be; a pipeline that is there is replaced.
             with_codes: the training images' codes as well (`reconstruct` needs them).
             half: numbers as float16, for half the size, but for tables with larger ones than that
-                holds.
+                holds, or smaller ones alone.
             details: of how many training codes IMLE's details are saved, at the most; None: of all
                 that it keeps.
 
@@ -359,9 +359,16 @@ def _unfit(folder: Path, error: Exception) -> GlannError:
 
 
 def _halved(tensor: torch.Tensor) -> torch.Tensor:
-    """As float16, if it can be: in long trainings BatchNorm's variances grow beyond 65,504."""
-    half = tensor.half() if tensor.is_floating_point() else tensor
-    return half if half.isfinite().all() else tensor
+    """As float16, if it can be.
+
+    In long trainings BatchNorm's variances grow beyond 65,504, and where each code has a cell to
+    itself what a mapper adds to its centre is so little that nothing would be left of it.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    lost = tensor.any() and tensor.abs().max() < torch.finfo(torch.float16).tiny
+    return half if half.isfinite().all() and not lost else tensor
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

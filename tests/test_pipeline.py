@@ -42,6 +42,17 @@ def test_half_precision_is_half_the_size_and_nearly_the_same(trained, tmp_path):
     assert (to_float(full) - to_float(half)).abs().mean() < 0.005
 
 
+def test_half_precision_keeps_numbers_that_are_too_small_for_it(trained, tmp_path):
+    """Codes with a cell each leave the mapper a billionth to add: nothing would divide by it."""
+    codes = trained.codes[:10]
+    alone = IMLE(noise_dim=4, width=8, depth=1, levels=2, cells=10, epochs=1).fit(codes)
+    assert 0 < alone.mapper_.scale < 1e-8
+    pipeline = GLANN(trained.generator, alone)
+    pipeline.save(tmp_path, half=True)
+    apart = to_float(pipeline.sample(50)) - to_float(GLANN.load(tmp_path).sample(50))
+    assert apart.abs().mean() < 0.005
+
+
 def test_half_precision_keeps_numbers_that_are_too_large_for_it(trained, tmp_path):
     """A variance of infinity would make all that it divides black."""
     pipeline = copy.deepcopy(trained)
