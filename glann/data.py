@@ -369,6 +369,14 @@ def _digits(search: _Search) -> _Found:
     """Optical digits: 1797 grey images of 8×8, values 0 to 16."""
     from sklearn import datasets
 
+    if search.given:  # whoever says where images are wants to learn from these
+        place = search.places[-1]
+        source = "array" if place.suffix.lower() in formats.ARRAYS else "folder"
+        raise GlannError(
+            f"data.source = 'digits': {place} was given, but the digits come with scikit-learn. To "
+            f'learn from what is there set data.source = "{source}", or else leave --data or '
+            "data.path out"
+        )
     digits = datasets.load_digits()
     images = to_uint8(torch.from_numpy(digits.images[:, None] / 16))
     return _Found(images, torch.from_numpy(digits.target))

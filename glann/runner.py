@@ -407,7 +407,8 @@ def _place_in(run: Path) -> str | None:
     described = _data_of_run(run)
     place = str(described.get("place"))
     own = described.get("source") in ("folder", "array")  # the error then says where they were
-    return place if own or Path(place).exists() else None
+    # "scikit-learn" is no place, even where a folder has that name.
+    return place if own or (os.path.isabs(place) and os.path.exists(place)) else None
 
 
 def training_images(pipeline: GLANN, data: str | None = None) -> Images:

@@ -517,6 +517,13 @@ def test_a_run_whose_recipe_names_a_place_nearby_goes_on_from_afar(monkeypatch):
         assert "path" in fails("train-glo", given, "--run", run, "--restart")
 
 
+def test_the_digits_are_found_again_beside_a_folder_named_as_their_place():
+    Path("scikit-learn").mkdir()
+    succeeds("train-glo", "quick.toml")
+    succeeds("train", "runs/quick")
+    succeeds("reconstruct", "runs/quick")
+
+
 def test_of_images_that_are_gone_it_is_said_where_they_were():
     Path("own.toml").write_text(QUICK.replace('"digits"', '"array"'))
     np.save("a.npy", np.random.default_rng(0).integers(0, 256, (150, 1, 8, 8), dtype=np.uint8))

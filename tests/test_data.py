@@ -84,6 +84,16 @@ def test_wrong_settings_are_named(settings, message):
         load(Data(**settings))
 
 
+@pytest.mark.parametrize(("given", "source"), [("photos", "folder"), ("mine/x.npz", "array")])
+def test_of_a_place_that_is_given_the_digits_are_not_taken(given, source):
+    """Whoever gives a place wants to learn from what is there."""
+    wanted = rf'{given} was given.*set data\.source = "{source}"'
+    with pytest.raises(GlannError, match=wanted):
+        load(Data(source="digits"), given)
+    with pytest.raises(GlannError, match=wanted):
+        load(Data(source="digits", path=given))
+
+
 def test_every_setting_has_help():
     assert all(field.metadata["help"] for field in dataclasses.fields(Data))
 

@@ -388,6 +388,22 @@ def test_the_command_writes_rows_and_a_report(shell, tmp_path):
     assert results(tmp_path / "runs" / "study-mine")["rows"][0]["number"] == 1
 
 
+def test_of_several_studies_the_digits_one_is_not_given_the_others_images(monkeypatch):
+    """`glann study blur likelihood --data mnist/`: the digits would refuse the folder."""
+    given = {}
+    monkeypatch.setattr(
+        "glann.studies.work.carry_out",
+        lambda study, settings, folder, **how: given.update({study.name: how["data"]}),
+    )
+    runner = CliRunner()
+    args = ["study", "blur", "likelihood", "modes", "--data", "here", "--quiet"]
+    done = runner.invoke(cli.main, args)
+    assert done.exit_code == 0, done.output
+    assert given == {"blur": None, "likelihood": "here", "modes": "here"}
+    assert runner.invoke(cli.main, ["study", "blur", "--data", "here", "-q"]).exit_code == 0
+    assert given["blur"] == "here"  # and is refused where images are read
+
+
 def test_a_dry_run_writes_nothing(shell, tmp_path):
     done = shell("--dry-run", "--set", "numbers=[4]")
     assert done.output.splitlines() == ["numbers = [4]", "offset = 0.0", "# runs: square-4"]

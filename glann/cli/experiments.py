@@ -64,7 +64,7 @@ def study(
 ) -> None:
     """Carry out studies; STUDY_HELP is what the user sees."""
     from glann.studies import find_study
-    from glann.studies.study import load_settings, to_toml
+    from glann.studies.study import load_settings, looks_for_images, to_toml
     from glann.studies.work import carry_out
 
     if len(names) > 1 and (run or overrides):
@@ -77,13 +77,15 @@ def study(
             keys = " ".join(item.key for item in asked.runs(settings))
             click.echo(f"{to_toml(settings)}# runs: {keys}")
             continue
+        # What was given for one of several studies is nothing to another without files.
+        its_data = data if len(names) == 1 or looks_for_images(settings) else None
         report = carry_out(
             asked,
             settings,
             run or RUNS / f"study-{name}{'-quick' * quick}",
             command=typed(),
             jobs=jobs,
-            data=data,
+            data=its_data,
             device=device,
             restart=restart,
             say=lambda text: None if quiet else click.echo(text),

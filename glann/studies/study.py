@@ -138,6 +138,16 @@ def load_settings(study: Study, overrides: Sequence[str] = (), quick: bool = Fal
     return section("", study.settings, content)
 
 
+def looks_for_images(settings: Any) -> bool:
+    """Whether a study's images are in files: the digits come with scikit-learn, and some have none.
+
+    Raises:
+        GlannError: there is no such recipe, or it is wrong.
+    """
+    recipe = getattr(settings, "recipe", "none")
+    return recipe != "none" and load_recipe(recipe).data.source != "digits"
+
+
 def to_toml(settings: Any) -> str:
     """The settings, every default written out."""
     known = {key: value for key, value in as_dict(settings).items() if value is not None}
