@@ -169,7 +169,7 @@ def load(data: Data, path: str | Path | None = None, split: str = "train") -> Im
         fingerprint(images),
         found.place,
         class_names,
-        note="; ".join(filter(None, (found.note, _dark(images)))),
+        note="; ".join(filter(None, (found.note, _dark(images), _grey(images)))),
     )
 
 
@@ -249,10 +249,22 @@ def _check_labels(found: _Found, classes: int) -> None:
         )
 
 
+def _some(images: torch.Tensor) -> torch.Tensor:
+    """Of many, a thousand are looked at."""
+    return images[:: -(-len(images) // 1000)]
+
+
+def _grey(images: torch.Tensor) -> str:
+    """What is said of grey images in colour, as other programs like to save them."""
+    if images.shape[1] != 3 or any((image != image[:1]).any() for image in _some(images)):
+        return ""
+    return "grey images in three channels: data.channels = 1 would take one, which is less to learn"
+
+
 def _dark(images: torch.Tensor) -> str:
-    """What is said of images that are all but black; of many, a thousand are looked at."""
+    """What is said of images that are all but black."""
     brightest = 0
-    for image in images[:: -(-len(images) // 1000)]:
+    for image in _some(images):
         brightest = max(brightest, int(image.max()))
         if brightest >= DARK:
             return ""

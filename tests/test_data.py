@@ -744,6 +744,21 @@ def test_files_left_out_are_noted_for_both_splits(tmp_path):
         assert found.note == "2 other files left out: .heic"
 
 
+def test_grey_images_in_colour_are_noted(tmp_path):
+    grey = pixels(3, 1, 8, 8)
+    for name, images, noted in (
+        ("grey", grey, False),
+        ("colour", grey.repeat(3, axis=1), True),
+        ("last", np.concatenate([grey.repeat(3, axis=1), pixels(1, 3, 8, 8)]), False),
+    ):
+        np.save(tmp_path / f"{name}.npy", images)
+        found = load(Data(source="array"), tmp_path / f"{name}.npy")
+        assert ("data.channels = 1" in found.note) == noted
+    taken = load(Data(source="array", channels=1), tmp_path / "colour.npy")
+    assert taken.note == ""
+    assert np.array_equal(taken.images, grey)
+
+
 @pytest.mark.parametrize(("top", "noted"), [(1, True), (63, True), (64, False)])
 def test_dark_images_are_noted(tmp_path, top, noted):
     np.save(tmp_path / "x.npy", np.minimum(pixels(3, 1, 8, 8), top))
