@@ -46,7 +46,7 @@ def test_half_precision_keeps_numbers_that_are_too_small_for_it(trained, tmp_pat
     """Codes with a cell each leave the mapper a billionth to add: nothing would divide by it."""
     codes = trained.codes[:10]
     alone = IMLE(noise_dim=4, width=8, depth=1, levels=2, cells=10, epochs=1).fit(codes)
-    assert 0 < alone.mapper_.scale < 1e-8
+    assert 0 < alone.mapper_.scale < 2**-25  # what float16 rounds to 0
     pipeline = GLANN(trained.generator, alone)
     pipeline.save(tmp_path, half=True)
     apart = to_float(pipeline.sample(50)) - to_float(GLANN.load(tmp_path).sample(50))

@@ -49,8 +49,8 @@ recipe_options = together(
         "overrides",
         multiple=True,
         metavar="SECTION.KEY=VALUE",
-        help="Change a setting, such as glo.epochs=5; may be repeated. `glann recipes --settings` "
-        "lists them all.",
+        help="Change a setting, such as glo.epochs=5 or seed=1; may be repeated. `glann recipes "
+        "--settings` lists them all.",
     ),
     click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop."),
     click.option(
