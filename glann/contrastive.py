@@ -6,7 +6,6 @@ two views are of one image.  What it goes by, strokes and seams, folds and soles
 has to have to be this one, and what a mean over pixels gives up first.
 """
 
-import math
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ LR = 1.5e-2
 """Muon's learning rate at its highest."""
 
 NETWORK = "convolutions of 3×3, by Muon"
-"""What learns, and how: features of another are not gone on with."""
+"""What learns, and how, of images up to 64×64; `_network` of all."""
 
 HIDDEN, NUMBERS = 256, 128
 """Units of the last layer but one, and numbers that come out."""
@@ -55,9 +54,9 @@ CALIBRATION = 10_000
 class Features(nn.Module):
     """Image → what the hidden layers of a network make of it.
 
-    Convolutions of 3×3 with stride 2 halve an image until its maps are about 4×4, of one larger
-    than 32×32 about 8×8; at least twice.  Two full layers follow.  BatchNorm after all layers but
-    the first and the last, then LeakyReLU .2.
+    Convolutions of 3×3 with stride 2 halve an image three times, one of up to 16×16 twice and one
+    larger than 128×128 four times.  Two full layers follow.  BatchNorm after all layers but the
+    first and the last, then LeakyReLU .2.
 
     Args:
         image_shape: (channels, height, width), each side from 8 to 256.
@@ -70,8 +69,8 @@ class Features(nn.Module):
         super().__init__()
         inputs, height, across = image_shape
         layers: list[nn.Module] = []
-        to_4 = math.ceil(math.log2(max(height, across) / 4))
-        halvings = max(2, min(3, to_4), to_4 - 1)
+        side = max(height, across)
+        halvings = 2 if side <= 16 else 3 if side <= 128 else 4
         for channels in [min(512, width << i) for i in range(halvings)]:
             norm = [nn.BatchNorm2d(channels)] if layers else []
             layers.append(nn.Conv2d(inputs, channels, 3, 2, 1, bias=not norm))
@@ -188,7 +187,8 @@ def learn_features(
     n, channels, height, across = images.shape
     batch_size = images_in_a_step(n, height, across)
     batches = Batches(n, batch_size, epochs)
-    settings = {"epochs": batches.epochs, "network": NETWORK, "width": width}
+    network = _network((channels, height, across))
+    settings = {"epochs": batches.epochs, "network": network, "width": width}
     identity = {"settings": settings, "seed": seed, "data": fingerprint(images)}
     with seeded(seed, "features"):
         features = Features((channels, height, across), width)
@@ -246,15 +246,21 @@ def load_features(folder: Path, image_shape: tuple[int, int, int]) -> Features |
     if not manifest["done"]:
         return None
     settings = manifest["identity"]["settings"]
-    found = settings.get("network")
-    if found != NETWORK:
+    found, wanted = settings.get("network"), _network(image_shape)
+    if found != wanted:
         raise GlannError(
             f"{folder} has features of another network than this version's: {found!r}, wanted "
-            f"{NETWORK!r}. Train stage one again: glann train-glo … --restart"
+            f"{wanted!r}. Train stage one again: glann train-glo … --restart"
         )
     features = Features(image_shape, settings.get("width", 32))
     features.load_state_dict(parts["features"])
     return features.eval().requires_grad_(False)
+
+
+def _network(image_shape: tuple[int, int, int]) -> str:
+    """What learns, and how: features of another are not gone on with."""
+    # What larger images were learned by before had a convolution more.
+    return NETWORK + (", larger maps" if max(image_shape[1:]) > 64 else "")
 
 
 def _calibrate(

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from glann import GLO, GlannError, training
 from glann.contrastive import (
+    NETWORK,
     Features,
     contrast,
     images_in_a_step,
@@ -116,7 +117,9 @@ def test_contrast_falls_as_views_of_an_image_come_together():
         ((1, 8, 8), [(4, 4), (2, 2)]),
         ((1, 27, 28), [(14, 14), (7, 7), (4, 4)]),
         ((3, 64, 48), [(32, 24), (16, 12), (8, 6)]),
-        ((1, 128, 128), [(64, 64), (32, 32), (16, 16), (8, 8)]),
+        ((1, 16, 17), [(8, 9), (4, 5), (2, 3)]),
+        ((1, 128, 128), [(64, 64), (32, 32), (16, 16)]),
+        ((1, 8, 256), [(4, 128), (2, 64), (1, 32), (1, 16)]),
     ],
 )
 def test_maps_are_of_every_hidden_layer(shape, sides):
@@ -209,6 +212,17 @@ def test_features_of_another_network_are_refused(digits, tmp_path, monkeypatch):
         load_features(tmp_path, (1, 8, 8))
     with pytest.raises(GlannError, match="network: then 'of before'"):
         learn(digits, tmp_path)
+
+
+def test_features_of_large_images_are_refused_where_they_were_learned_by_more_convolutions(
+    tmp_path, monkeypatch
+):
+    images = torch.randint(256, (40, 1, 8, 72), dtype=torch.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr("glann.contrastive._network", lambda shape: NETWORK)
+        learn(images, tmp_path)
+    with pytest.raises(GlannError, match=r"wanted .*larger maps.*--restart"):
+        load_features(tmp_path, (1, 8, 72))
 
 
 @pytest.mark.parametrize(("width", "channels"), [(6, [6, 12]), (300, [300, 512])])
